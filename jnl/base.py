@@ -1,0 +1,585 @@
+"""The one abstraction of jnl, and the few operations that know about devices.
+
+A `Method` is a handful of pure functions written for the global view of a
+batch. Under `jax.jit` with shardings they are right as they stand. The same
+functions also run per device, inside `jax.shard_map` or `jax.pmap` over an axis
+called `'data'`: `global_mean`, `global_grad` and `gather` ask at trace time
+whether that axis is bound, and communicate only then.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+AXIS = 'data'
+"""Name of the mapped axis for those who write their own shard_map or pmap."""
+SHARDS = 8
+"""Most shards a `Table` is cut into; see `data_shards`."""
+PAD = np.iinfo(np.int32).max
+"""The index of a padded example: zero on read, dropped on write."""
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+Params = PyTree
+Stats = PyTree
+Inputs = PyTree
+Batch = Mapping[str, Any]
+Metrics = Mapping[str, Array]
+T = TypeVar('T')
+
+
+# --- the abstraction ---------------------------------------------------------
+
+
+class Outputs(NamedTuple):
+  """What a network says of a batch.
+
+  Attributes:
+    logits: [..., c]; `softmax(logits)` is the prediction.
+    features: [..., d], the representation that the logits are read from.
+    aux: further heads or ensemble members.
+  """
+
+  logits: Array
+  features: Array
+  aux: PyTree = ()
+
+
+class Model(NamedTuple):
+  """A network as two pure functions.
+
+  Attributes:
+    init: `key -> (params, stats)`.
+    apply: `(params, stats, x, keys, train) -> (outputs, stats)` with `keys` [b],
+      one for each example (or None where nothing is random), and `train` a
+      Python bool.
+  """
+
+  init: Callable[[Key], tuple[Params, Stats]]
+  apply: Callable[
+    [Params, Stats, Inputs, Key | None, bool], tuple[Outputs, Stats]
+  ]
+
+
+class State(NamedTuple):
+  """Everything that changes while training; a checkpoint is exactly this.
+
+  Attributes:
+    step: [] int32, the steps taken.
+    params: what the optimizer moves.
+    stats: batch statistics, `{}` if the network has none.
+    opt: the optimizer's state.
+    extra: the method's own memory (per-example `Table`s, a teacher, ...).
+  """
+
+  step: Array
+  params: Params
+  stats: Stats
+  opt: optax.OptState
+  extra: PyTree = ()
+
+
+class Aux(NamedTuple):
+  """What a loss function returns beside the loss.
+
+  Attributes:
+    stats: the new batch statistics.
+    extra: the new `State.extra`, of the same structure as the old.
+    metrics: scalars that are already global (`global_mean`).
+  """
+
+  stats: Stats
+  extra: PyTree = ()
+  metrics: Metrics = {}
+
+
+def every_epoch(epoch: int) -> bool:
+  """The default `Refit.when`: always."""
+  del epoch
+  return True
+
+
+class Refit(NamedTuple):
+  """Work between epochs; both parts are pure, jit-able and global view.
+
+  Attributes:
+    collect: `(state, batch, key) -> rows [b, ...]`, called on every batch of the
+      training set; the trainer assembles the rows into `Table`s.
+    update: `(state, tables, key) -> state`, called once on these tables (fit a
+      mixture, propagate beliefs, ...).
+    when: `epoch -> bool`, on the host: epochs that say no cost nothing.
+  """
+
+  collect: Callable[[State, Batch, Key], PyTree]
+  update: Callable[[State, PyTree, Key], State]
+  when: Callable[[int], bool] = every_epoch
+
+
+class Method(NamedTuple):
+  """A way to train: pure functions, global view.
+
+  Attributes:
+    init: `key -> State`.
+    step: `(state, batch, key) -> (state, metrics)` for one batch; can be jitted,
+      scanned and vmapped, and also runs per device (see the module's head).
+    predict: `(state, x) -> Outputs`, deterministic; the method knows which
+      weights to evaluate.
+    refit: what happens between epochs, if anything.
+  """
+
+  init: Callable[[Key], State]
+  step: Callable[[State, Batch, Key], tuple[State, Metrics]]
+  predict: Callable[[State, Inputs], Outputs]
+  refit: Refit | None = None
+
+
+# --- checks ------------------------------------------------------------------
+
+
+def check(
+  ok: Any, message: str, error: type[Exception] = ValueError
+) -> None:
+  """Raises `error(message)` unless `ok`; does nothing while tracing.
+
+  Args:
+    ok: a bool or a scalar boolean array. A tracer is skipped, so that the same
+      check serves concrete hyperparameters and swept ones.
+    message: names the argument and says what it has to be.
+    error: `ValueError`, or `TypeError` for a wrong dtype.
+
+  Raises:
+    error: if `ok` is concrete and false.
+
+  >>> check(0 <= 0.3 <= 1, 'rate must lie in [0, 1]')
+  """
+  if not isinstance(ok, jax.core.Tracer) and not ok:
+    raise error(message)
+
+
+def is_concrete(*arrays: Any) -> bool:
+  """Whether the values can be looked at: none of the arrays is being traced."""
+  return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+# --- across devices ----------------------------------------------------------
+
+
+def axis_is_bound() -> bool:
+  """Whether this code is traced per device, over the axis `'data'`."""
+  try:
+    lax.axis_size(AXIS)
+  except NameError:
+    return False
+  return True
+
+
+def global_sum(values: PyTree) -> PyTree:
+  """Sum over devices of what each holds; the identity in the global view."""
+  return lax.psum(values, AXIS) if axis_is_bound() else values
+
+
+def global_mean(
+  values: Array, weights: Array, denominator: Array | None = None
+) -> Array:
+  r"""Weighted mean over all examples of all devices.
+
+  .. math:: \sum_i w_i v_i \Big/ \sum_i d_i,\qquad d = w \text{ by default}
+
+  The only reduction over examples: a mean of per-device means is wrong as soon
+  as masks or padding differ between devices. Values of weight zero count for
+  nothing, even where they are NaN. An empty selection has the mean 0.
+
+  Args:
+    values: [b, ...], for example per-example losses.
+    weights: [b] or any leading part of the shape of `values`, >= 0; bool or
+      numeric. Broadcast over the trailing dimensions of `values`.
+    denominator: like `weights`; its sum divides instead. The mean over the whole
+      batch of a masked loss, as FixMatch has it, is
+      `global_mean(loss, weight * mask, denominator=weight)`.
+
+  Returns:
+    [], at least float32, the same on every device.
+
+  Raises:
+    ValueError: if a shape does not match.
+
+  >>> float(global_mean(jnp.array([1., 3., jnp.nan]), jnp.array([1, 1, 0])))
+  2.0
+  """
+  values = jnp.asarray(values)
+  dtype = jnp.promote_types(values.dtype, jnp.float32)
+
+  def full(w: Array, name: str) -> Array:
+    w = jnp.asarray(w)
+    check(
+      values.shape[: w.ndim] == w.shape,
+      f'{name} has shape {w.shape}; it must be a leading part of the shape of '
+      f'values, {values.shape}',
+    )
+    w = w.astype(dtype).reshape(w.shape + (1,) * (values.ndim - w.ndim))
+    return jnp.broadcast_to(w, values.shape)
+
+  w = full(weights, 'weights')
+  d = w if denominator is None else full(denominator, 'denominator')
+  total = jnp.sum(jnp.where(w == 0, 0, values) * w, dtype=dtype)
+  total, count = global_sum((total, jnp.sum(d)))
+  return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+
+
+def global_grad(
+  loss_fn: Callable[..., tuple[Array, T]],
+) -> Callable[..., tuple[tuple[Array, T], PyTree]]:
+  """Value and gradient of a global loss with respect to replicated parameters.
+
+  Like `jax.value_and_grad(loss_fn, has_aux=True)`, and right in every mode: the
+  gradient of a loss that is already a mean over devices, averaged once more, is
+  the true gradient under jit, shard_map (both checks), pmap and vmap with an
+  axis name. `grad(pmean(loss))` alone and `pmean(grad(loss))` alone are each
+  silently wrong in one of them.
+
+  Args:
+    loss_fn: `(params, ...) -> (loss, aux)` with `loss` made of `global_mean`s.
+
+  Returns:
+    `(params, ...) -> ((loss, aux), gradient)`.
+  """
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+  @functools.wraps(loss_fn)
+  def with_gradient(params: Params, *args: Any) -> Any:
+    result, gradient = value_and_grad(params, *args)
+    if axis_is_bound():
+      gradient = lax.pmean(gradient, AXIS)
+    return result, gradient
+
+  return with_gradient
+
+
+def gather(x: PyTree) -> PyTree:
+  """All examples of all devices, [b, ...], on every device, in global order.
+
+  For what is O(b): thresholds, ranks, negatives. The identity in the global
+  view. Gradients flow through it.
+  """
+  if not axis_is_bound():
+    return x
+  return jax.tree.map(
+    lambda a: lax.all_gather(a, AXIS, tiled=True, to='invarying'), x
+  )
+
+
+# --- per-example memory ------------------------------------------------------
+
+
+class Table(NamedTuple):
+  """One row for each of n training examples, cut into shards.
+
+  Example i is row `i % m` of shard `i // m`, m = ceil(n / shards), so
+  `unpack_rows(table, n)` is in index order. A batch is laid out shard by shard,
+  the same number of examples from each (`data.batches` draws them so), and
+  devices hold whole shards; that is why reading and writing communicate nothing.
+  With `shards=1` it is an ordinary table, for any order of examples on one
+  device.
+
+  Attributes:
+    rows: [shards, m, ...].
+  """
+
+  rows: Array
+
+
+def data_shards(n: int, batch_size: int) -> int:
+  """How many shards the tables of a data set have: a property of the data.
+
+  At most 8 and a divisor of the batch size, so that 1, 2, 4 and 8 devices (as
+  far as they divide it) draw the same batches; fewer for data sets so small that
+  the last shard would run short.
+
+  >>> data_shards(1200, 100), data_shards(50_000, 128)
+  (4, 8)
+  """
+  check(n >= 1, f'n must be at least 1, got {n}')
+  check(
+    1 <= batch_size <= n,
+    f'batch_size must lie between 1 and n = {n}, got {batch_size}',
+  )
+  shards = math.gcd(SHARDS, batch_size)
+  while shards > 1:
+    last = n - (shards - 1) * math.ceil(n / shards)
+    if last // (batch_size // shards) >= n // batch_size:
+      break
+    shards //= 2
+  return shards
+
+
+def pack_rows(values: Array, shards: int = 1) -> Table:
+  """Cuts `values` [n, ...] into a `Table` of `shards`, padded with zeros.
+
+  >>> pack_rows(jnp.arange(5), shards=2).rows.tolist()
+  [[0, 1, 2], [3, 4, 0]]
+  """
+  check(shards >= 1, f'shards must be at least 1, got {shards}')
+  values = jnp.asarray(values)
+  n = values.shape[0]
+  m = math.ceil(n / shards)
+  padding = [(0, shards * m - n)] + [(0, 0)] * (values.ndim - 1)
+  rows = jnp.pad(values, padding)
+  return Table(rows.reshape((shards, m) + values.shape[1:]))
+
+
+def unpack_rows(table: Table, n: int) -> Array:
+  """The first n rows of a table in index order, [n, ...]."""
+  shards, m = table.rows.shape[:2]
+  return table.rows.reshape((shards * m,) + table.rows.shape[2:])[:n]
+
+
+def _local_index(table: Table, index: Array) -> Array:
+  """[shards, b / shards] rows within each shard; m where there is none."""
+  shards, m = table.rows.shape[:2]
+  check(
+    index.ndim == 1 and index.shape[0] % shards == 0,
+    f'index must be [b] with b a multiple of the {shards} shards of the table, '
+    f'got shape {index.shape}',
+  )
+  check(
+    jnp.issubdtype(index.dtype, jnp.integer),
+    f'index must be integer, got {index.dtype}',
+    TypeError,
+  )
+  first = lax.axis_index(AXIS) * shards if axis_is_bound() else 0
+  own = first + jnp.arange(shards, dtype=index.dtype)[:, None]
+  index = index.reshape(shards, -1)
+  # Division floors, so a negative index belongs to no shard; neither does PAD.
+  belongs = index // m == own
+  if is_concrete(index, belongs):
+    check(
+      jnp.all(belongs | (index == PAD)),
+      f'index is out of range, or not laid out shard by shard: the table has '
+      f'{shards} shards of {m} rows',
+    )
+  return jnp.where(belongs, index - own * m, m)
+
+
+def read_rows(table: Table, index: Array) -> Array:
+  """The rows of a batch.
+
+  Args:
+    table: rows [shards, m, ...].
+    index: [b] int, global, laid out shard by shard.
+
+  Returns:
+    [b, ...]; zeros for `PAD`, and inside jit for indices out of place.
+
+  Raises:
+    ValueError: if b is not a multiple of the shards, or outside jit if an index
+      is out of range or out of place.
+  """
+  local = _local_index(table, index)
+  read = jax.vmap(lambda rows, i: rows.at[i].get(mode='fill', fill_value=0))
+  return read(table.rows, local).reshape(index.shape + table.rows.shape[2:])
+
+
+def write_rows(table: Table, index: Array, rows: Array) -> Table:
+  """The table with the rows of a batch replaced.
+
+  Args:
+    table: rows [shards, m, ...].
+    index: [b] int, global, laid out shard by shard, without repetition.
+    rows: [b, ...], cast to the dtype of the table.
+
+  Returns:
+    The new table; rows of `PAD` are dropped.
+
+  Raises:
+    ValueError: as `read_rows`, or if `rows` does not fit the table.
+  """
+  local = _local_index(table, index)
+  expected = index.shape + table.rows.shape[2:]
+  check(
+    rows.shape == expected, f'rows must be {expected}, got {rows.shape}'
+  )
+  rows = rows.astype(table.rows.dtype).reshape(
+    local.shape + table.rows.shape[2:]
+  )
+  write = jax.vmap(lambda old, i, new: old.at[i].set(new, mode='drop'))
+  return Table(write(table.rows, local, rows))
+
+
+# --- randomness --------------------------------------------------------------
+
+
+def example_keys(key: Key, index: Array) -> Key:
+  """A key for each example, the same on any number of devices.
+
+  Args:
+    key: the step's key, after a `fold_in` with a fixed tag for each use.
+    index: [b] int, global.
+
+  Returns:
+    [b] keys.
+  """
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def shuffle_within(key: Key, index: Array, tree: T) -> T:
+  """Permutes the examples of a batch within its shards.
+
+  For what pairs examples, such as mixup: it needs no communication, and gives
+  the same pairs on any number of devices that divides gcd(8, b).
+
+  Args:
+    key: the step's key, after a `fold_in` with a fixed tag.
+    index: [b] int, global.
+    tree: arrays [b, ...]; all are permuted alike.
+
+  Returns:
+    The permuted tree.
+  """
+  devices = lax.axis_size(AXIS) if axis_is_bound() else 1
+  b = index.shape[0]
+  groups = max(1, math.gcd(SHARDS, b * devices) // devices)
+  groups = math.gcd(groups, b)
+  score = jax.vmap(jax.random.bits)(example_keys(key, index))
+  order = jnp.argsort(score.reshape(groups, -1), axis=1)
+
+  def permute(x: Array) -> Array:
+    grouped = x.reshape((groups, b // groups) + x.shape[1:])
+    return jax.vmap(lambda rows, i: rows[i])(grouped, order).reshape(x.shape)
+
+  return jax.tree.map(permute, tree)
+
+
+# --- building methods --------------------------------------------------------
+
+
+def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
+  """Calls `f` on each of `count` stacked networks and stacks the results.
+
+  An unrolled loop: `vmap` over convolutional networks becomes grouped
+  convolutions, which are several times slower on CPU.
+
+  Args:
+    f: called with the i-th slice of every argument.
+    count: the leading size of every array in `stacked`.
+    *stacked: trees of [count, ...].
+
+  Returns:
+    A tree of [count, ...].
+
+  >>> each(lambda p: 2 * p, 2, jnp.array([1, 2])).tolist()
+  [2, 4]
+  """
+  for leaf in jax.tree.leaves(stacked):
+    check(
+      leaf.shape[:1] == (count,),
+      f'each: a stacked array has shape {leaf.shape}; its leading size must be '
+      f'count = {count}',
+    )
+  results = [
+    f(*jax.tree.map(lambda a: a[i], stacked)) for i in range(count)  # noqa: B023
+  ]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _no_extra(key: Key) -> PyTree:
+  del key
+  return ()
+
+
+def from_loss(
+  loss_fn: Callable[[Params, State, Batch, Key], tuple[Array, Aux]],
+  model: Model,
+  tx: optax.GradientTransformation,
+  *,
+  init_extra: Callable[[Key], PyTree] = _no_extra,
+  refit: Refit | None = None,
+) -> Method:
+  """A method that descends one loss with one optimizer.
+
+  Args:
+    loss_fn: `(params, state, batch, key) -> (loss, Aux)`; differentiates by
+      `params`, finds batch statistics and memory in `state`, returns a sum of
+      `global_mean`s. It must hand `state.extra` on in `Aux.extra`.
+    model: the network; `predict` is its deterministic pass.
+    tx: the optimizer.
+    init_extra: `key -> State.extra`.
+    refit: handed on.
+
+  Returns:
+    The method. `step` reports the metrics `loss` and those of `Aux`.
+
+  Raises:
+    ValueError: at trace time, if `Aux.extra` or `Aux.stats` has another
+      structure than the state's.
+  """
+
+  def init(key: Key) -> State:
+    key_model, key_extra = jax.random.split(key)
+    params, stats = model.init(key_model)
+    extra = init_extra(key_extra)
+    return State(jnp.int32(0), params, stats, tx.init(params), extra)
+
+  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+    (loss, aux), gradient = global_grad(loss_fn)(
+      state.params, state, batch, key
+    )
+    for name in ('stats', 'extra'):
+      old, new = (jax.tree.structure(getattr(s, name)) for s in (state, aux))
+      check(
+        old == new,
+        f'Aux.{name} has the structure {new}, State.{name} has {old}',
+      )
+    updates, opt = tx.update(gradient, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = State(state.step + 1, params, aux.stats, opt, aux.extra)
+    return state, {'loss': loss, **aux.metrics}
+
+  def predict(state: State, x: Inputs) -> Outputs:
+    return model.apply(state.params, state.stats, x, None, False)[0]
+
+  return Method(init, step, predict, refit)
+
+
+MODEL_TAG = 0
+"""Tag of the keys that networks get for their own randomness (dropout)."""
+
+
+def model_keys(key: Key, batch: Batch) -> Key:
+  """The keys [b] for a network's training pass on `batch`."""
+  return example_keys(jax.random.fold_in(key, MODEL_TAG), batch['index'])
+
+
+def supervised(
+  per_example_loss: Callable[[Array, Array], Array],
+  model: Model,
+  tx: optax.GradientTransformation,
+) -> Method:
+  """Trains on `labels` with any per-example loss.
+
+  Args:
+    per_example_loss: `(logits [b, c], labels [b] or [b, c]) -> [b]`.
+    model: the network.
+    tx: the optimizer.
+
+  Returns:
+    A method over batches of `x`, `labels`, `weight` and `index`.
+  """
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    outputs, stats = model.apply(
+      params, state.stats, batch['x'], model_keys(key, batch), True
+    )
+    losses = per_example_loss(outputs.logits, batch['labels'])
+    return global_mean(losses, batch['weight']), Aux(stats)
+
+  return from_loss(loss_fn, model, tx)

@@ -1,0 +1,172 @@
+"""Losses for labels that may be wrong: one value per example, never reduced.
+
+`f(logits, labels, *, hyperparameters)` with logits [..., c] and labels either
+[...] integers or [..., c] floats, told apart by rank and dtype. Soft labels
+mean the expected loss sum_k t_k loss(z, k); for `js`, `gjs`, `anorm`,
+`bi_tempered` and `sop`, which compare distributions, the definition on
+distributions.
+
+Inputs below float32 are raised to it and the loss is float32; float64 stays.
+A label out of range raises ValueError; where it cannot be looked at, inside
+jit, the loss of that example is NaN and its gradient 0, so that `global_mean`
+with weight 0 leaves it out. Hyperparameters may be traced. Clips of official
+code that stop gradients are off unless asked for.
+"""
+
+from jnl.losses.combined import (
+  anl_ce,
+  anl_fl,
+  nce_ael,
+  nce_agce,
+  nce_aul,
+  nce_mae,
+  nce_rce,
+  nfl_mae,
+  nfl_rce,
+  ngce_mae,
+  ngce_rce,
+)
+from jnl.losses.correction import (
+  backward,
+  forward,
+  importance_reweight,
+  t_revision,
+)
+from jnl.losses.coupled import (
+  JENSEN_SHANNON,
+  KULLBACK_LEIBLER,
+  NEYMAN,
+  PEARSON,
+  REVERSE_KL,
+  SQUARED_HELLINGER,
+  TOTAL_VARIATION,
+  Divergence,
+  cores2,
+  cores2_sieve,
+  dmi,
+  f_divergence,
+  mean_entropy_gap,
+  peer,
+  prior_mean_kl,
+)
+from jnl.losses.cross_entropy import (
+  bootstrap_hard,
+  bootstrap_soft,
+  ce,
+  clip_logits,
+  dynamic_bootstrap,
+  gls,
+  label_smoothing,
+  mixup,
+  negative_learning,
+)
+from jnl.losses.divergences import (
+  anorm,
+  bi_tempered,
+  gjs,
+  gjs_of_mean,
+  js,
+  tempered_log_softmax,
+)
+from jnl.losses.normalized import (
+  focal,
+  nce,
+  nfl,
+  ngce,
+  nmae,
+  nnce,
+  nnfl,
+  nrce,
+)
+from jnl.losses.regularizers import (
+  elr_penalty,
+  elr_plus_labels,
+  elr_targets,
+  kl_consistency,
+  sop,
+  sop_probs,
+)
+from jnl.losses.robust import (
+  ael,
+  agce,
+  aul,
+  gce,
+  mae,
+  rce,
+  sce,
+  taylor_ce,
+  truncated_gce,
+  truncated_gce_weights,
+)
+
+__all__ = [
+  'JENSEN_SHANNON',
+  'KULLBACK_LEIBLER',
+  'NEYMAN',
+  'PEARSON',
+  'REVERSE_KL',
+  'SQUARED_HELLINGER',
+  'TOTAL_VARIATION',
+  'Divergence',
+  'ael',
+  'agce',
+  'anl_ce',
+  'anl_fl',
+  'anorm',
+  'aul',
+  'backward',
+  'bi_tempered',
+  'bootstrap_hard',
+  'bootstrap_soft',
+  'ce',
+  'clip_logits',
+  'cores2',
+  'cores2_sieve',
+  'dmi',
+  'dynamic_bootstrap',
+  'elr_penalty',
+  'elr_plus_labels',
+  'elr_targets',
+  'f_divergence',
+  'focal',
+  'forward',
+  'gce',
+  'gjs',
+  'gjs_of_mean',
+  'gls',
+  'importance_reweight',
+  'js',
+  'kl_consistency',
+  'label_smoothing',
+  'mae',
+  'mean_entropy_gap',
+  'mixup',
+  'nce',
+  'nce_ael',
+  'nce_agce',
+  'nce_aul',
+  'nce_mae',
+  'nce_rce',
+  'negative_learning',
+  'nfl',
+  'nfl_mae',
+  'nfl_rce',
+  'ngce',
+  'ngce_mae',
+  'ngce_rce',
+  'nmae',
+  'nnce',
+  'nnfl',
+  'nrce',
+  'peer',
+  'prior_mean_kl',
+  'rce',
+  'sce',
+  'sop',
+  'sop_probs',
+  't_revision',
+  'taylor_ce',
+  'tempered_log_softmax',
+  'truncated_gce',
+  'truncated_gce_weights',
+]

@@ -1,0 +1,474 @@
+"""Weighted sums of two losses: one fits, the other is robust.
+
+Active and passive losses (Ma et al. 2020): an active one raises p_y, a passive
+one also lowers the other probabilities. Active and negative ones (Ye et al.
+2023): the passive loss is an active one turned upside down.
+"""
+
+from jax.typing import ArrayLike
+
+from jnl.base import Array
+from jnl.losses.normalized import nce, nfl, ngce, nnce, nnfl
+from jnl.losses.robust import LOG_ZERO, ael, agce, aul, mae, rce
+
+
+def nce_rce(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+  log_zero: ArrayLike = LOG_ZERO,
+  clip: ArrayLike = 0.0,
+) -> Array:
+  r"""Normalized cross-entropy and reverse cross-entropy.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{RCE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `rce`.
+    log_zero: < 0, see `rce`.
+    clip: in [0, 1], see `rce`; 1e-7 in the official code.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nce_rce(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = nce(logits, labels)
+  passive = rce(logits, labels, log_zero=log_zero, clip=clip)
+  return alpha * active + beta * passive
+
+
+def nce_mae(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+) -> Array:
+  r"""Normalized cross-entropy and mean absolute error.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{MAE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `mae`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+
+  >>> import jax.numpy as jnp
+  >>> nce_mae(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = nce(logits, labels)
+  passive = mae(logits, labels)
+  return alpha * active + beta * passive
+
+
+def nfl_rce(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+  gamma: ArrayLike = 0.5,
+  log_zero: ArrayLike = LOG_ZERO,
+  clip: ArrayLike = 0.0,
+) -> Array:
+  r"""Normalized focal loss and reverse cross-entropy.
+
+  .. math:: \alpha\, \ell_{\mathrm{NFL}}
+    + \beta\, \ell_{\mathrm{RCE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nfl`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `rce`.
+    gamma: >= 0, see `nfl`.
+    log_zero: < 0, see `rce`.
+    clip: in [0, 1], see `rce`; 1e-7 in the official code.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nfl_rce(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = nfl(logits, labels, gamma=gamma)
+  passive = rce(logits, labels, log_zero=log_zero, clip=clip)
+  return alpha * active + beta * passive
+
+
+def nfl_mae(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+  gamma: ArrayLike = 0.5,
+) -> Array:
+  r"""Normalized focal loss and mean absolute error.
+
+  .. math:: \alpha\, \ell_{\mathrm{NFL}}
+    + \beta\, \ell_{\mathrm{MAE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nfl`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `mae`.
+    gamma: >= 0, see `nfl`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nfl_mae(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = nfl(logits, labels, gamma=gamma)
+  passive = mae(logits, labels)
+  return alpha * active + beta * passive
+
+
+def ngce_rce(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+  q: ArrayLike = 0.7,
+  log_zero: ArrayLike = LOG_ZERO,
+  clip: ArrayLike = 0.0,
+) -> Array:
+  r"""Normalized generalized cross-entropy and reverse cross-entropy.
+
+  .. math:: \alpha\, \ell_{\mathrm{NGCE}}
+    + \beta\, \ell_{\mathrm{RCE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `ngce`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `rce`.
+    q: in [0, 1], see `ngce`.
+    log_zero: < 0, see `rce`.
+    clip: in [0, 1], see `rce`; 1e-7 in the official code.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> ngce_rce(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = ngce(logits, labels, q=q)
+  passive = rce(logits, labels, log_zero=log_zero, clip=clip)
+  return alpha * active + beta * passive
+
+
+def ngce_mae(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 1.0,
+  q: ArrayLike = 0.7,
+) -> Array:
+  r"""Normalized generalized cross-entropy and mean absolute error.
+
+  .. math:: \alpha\, \ell_{\mathrm{NGCE}}
+    + \beta\, \ell_{\mathrm{MAE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `ngce`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+      CIFAR-100, 1, 10 for MNIST.
+    beta: weight of `mae`.
+    q: in [0, 1], see `ngce`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> ngce_mae(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
+  """
+  active = ngce(logits, labels, q=q)
+  passive = mae(logits, labels)
+  return alpha * active + beta * passive
+
+
+def nce_agce(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 4.0,
+  a: ArrayLike = 6.0,
+  q: ArrayLike = 1.5,
+) -> Array:
+  r"""Normalized and asymmetric generalized cross-entropy.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{AGCE}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; with beta, a, q: 1, 4, 6, 1.5 for CIFAR-10,
+      10, .1, 1.8, 3 for CIFAR-100.
+    beta: weight of `agce`.
+    a: >= 0, see `agce`.
+    q: >= 0, see `agce`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nce_agce(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
+  """
+  active = nce(logits, labels)
+  passive = agce(logits, labels, a=a, q=q)
+  return alpha * active + beta * passive
+
+
+def nce_aul(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 4.0,
+  a: ArrayLike = 6.3,
+  q: ArrayLike = 1.5,
+) -> Array:
+  r"""Normalized cross-entropy and asymmetric unhinged loss.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{AUL}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; with beta, a, q: 1, 4, 6.3, 1.5 for
+      CIFAR-10, 10, .015, 6, 3 for CIFAR-100.
+    beta: weight of `aul`.
+    a: >= 1, see `aul`.
+    q: > 0, see `aul`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nce_aul(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
+  """
+  active = nce(logits, labels)
+  passive = aul(logits, labels, a=a, q=q)
+  return alpha * active + beta * passive
+
+
+def nce_ael(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 1.0,
+  beta: ArrayLike = 4.0,
+  a: ArrayLike = 5.0,
+) -> Array:
+  r"""Normalized cross-entropy and asymmetric exponential loss.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{AEL}}
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; with beta, a: 1, 4, 5 for CIFAR-10, 10, .1, 1.5
+      for CIFAR-100.
+    beta: weight of `ael`.
+    a: > 0, see `ael`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> nce_ael(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
+  """
+  active = nce(logits, labels)
+  passive = ael(logits, labels, a=a)
+  return alpha * active + beta * passive
+
+
+def anl_ce(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 5.0,
+  beta: ArrayLike = 5.0,
+  min_prob: ArrayLike = 1e-7,
+  max_prob: ArrayLike = 1.0,
+) -> Array:
+  r"""Active negative loss of cross-entropy.
+
+  .. math:: \alpha\, \ell_{\mathrm{NCE}}
+    + \beta\, \ell_{\mathrm{NNCE}}
+
+  The method adds the L1 norm of all parameters with a factor delta: 5e-5 for
+  CIFAR-10, 5e-7 for CIFAR-100, 1e-6 for MNIST, in place of weight decay. Its
+  variant ANL-CE-ER has `mean_entropy_gap` instead (and `max_prob` 1 - 1e-7).
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nce`; with beta: 5, 5 for CIFAR-10, 10, 1 for
+      CIFAR-100, 1, 1 for MNIST.
+    beta: weight of `nnce`.
+    min_prob: in (0, 1 / c), see `nnce`.
+    max_prob: in (1 / c, 1], see `nnce`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> anl_ce(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ye, Li, Dai, Liu, Sun, Tong, "Active Negative Loss Functions for
+  Learning with Noisy Labels", NeurIPS 2023.
+  """
+  active = nce(logits, labels)
+  passive = nnce(logits, labels, min_prob=min_prob, max_prob=max_prob)
+  return alpha * active + beta * passive
+
+
+def anl_fl(
+  logits: Array,
+  labels: Array,
+  *,
+  alpha: ArrayLike = 5.0,
+  beta: ArrayLike = 5.0,
+  gamma: ArrayLike = 0.5,
+  min_prob: ArrayLike = 1e-7,
+) -> Array:
+  r"""Active negative loss of the focal loss.
+
+  .. math:: \alpha\, \ell_{\mathrm{NFL}}
+    + \beta\, \ell_{\mathrm{NNFL}}
+
+  The method adds the L1 norm of all parameters with a factor delta: 5e-5 for
+  CIFAR-10, 5e-7 for CIFAR-100, 1e-6 for MNIST, in place of weight decay.
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    alpha: weight of `nfl`; with beta: 5, 5 for CIFAR-10, 10, 1 for
+      CIFAR-100, 1, 1 for MNIST.
+    beta: weight of `nnfl`.
+    gamma: >= 0, see `nfl`.
+    min_prob: in (0, 1 / c), see `nnce`.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if a hyperparameter is out of range.
+
+  >>> import jax.numpy as jnp
+  >>> anl_fl(jnp.zeros([1, 4]), jnp.array([2]), alpha=4., beta=0.).tolist()
+  [1.0]
+
+  Reference: Ye, Li, Dai, Liu, Sun, Tong, "Active Negative Loss Functions for
+  Learning with Noisy Labels", NeurIPS 2023.
+  """
+  active = nfl(logits, labels, gamma=gamma)
+  passive = nnfl(logits, labels, gamma=gamma, min_prob=min_prob)
+  return alpha * active + beta * passive

@@ -1,0 +1,362 @@
+"""Cross-entropy and what changes its target: smoothing, bootstrapping, mixing.
+
+These losses are unbounded: they follow wrong labels as eagerly as right ones,
+and get their robustness from the target (or, clipped logits, from the input).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jnl.base import Array
+from jnl.losses import _inputs
+from jnl.losses._inputs import check_range, expect, log_prob, read
+
+
+def ce(logits: Array, labels: Array) -> Array:
+  r"""Cross-entropy.
+
+  .. math:: \ell(z, y) = -\log p_y,\qquad p = \mathrm{softmax}(z)
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+
+  >>> ce(jnp.array([[0., 0.], [0., 9.]]), jnp.array([0, 1])).round(3).tolist()
+  [0.6930000185966492, 0.0]
+  """
+  logits, label = read(logits, labels)
+  return expect(-log_prob(logits, label), label)
+
+
+def gls(
+  logits: Array,
+  labels: Array,
+  *,
+  rate: ArrayLike = -0.6,
+  wa: ArrayLike = 0.0,
+  wb: ArrayLike = 1.0,
+) -> Array:
+  r"""Generalized label smoothing: the smoothing rate may be negative.
+
+  .. math::
+    \ell(z, y) = -(w_a + w_b (1 - r)) \log p_y
+      - w_b\, r\, \frac1c \sum_k \log p_k
+
+  A negative rate subtracts what smoothing adds, which the paper finds better
+  the more labels are wrong; the loss is then unbounded below.
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    rate: r <= 1. The official scripts sweep -8 to 0.8 and warm up with plain
+      cross-entropy.
+    wa: weight of the plain cross-entropy beside the smoothed one.
+    wb: weight of the smoothed one.
+
+  Returns:
+    [...], at least float32.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `rate` is out of range.
+
+  >>> z, y = jnp.array([[2., 0., 0.]]), jnp.array([0])
+  >>> bool(gls(z, y, rate=-1.)[0] < gls(z, y, rate=0.)[0])
+  True
+
+  Reference: Wei, Liu, Liu, Niu, Sugiyama, Liu, "To Smooth or Not? When Label
+  Smoothing Meets Noisy Labels", ICML 2022, arXiv 2106.04149.
+  """
+  check_range('rate', rate, -jnp.inf, 1)
+  logits, label = read(logits, labels)
+  own = (wa + wb * (1 - rate)) * log_prob(logits, label)
+  return expect(-own - wb * rate * _inputs.mean_log_prob(logits), label)
+
+
+def label_smoothing(
+  logits: Array, labels: Array, *, smoothing: ArrayLike = 0.1
+) -> Array:
+  r"""Cross-entropy against a smoothed target.
+
+  .. math:: \ell(z, y) = -(1 - s) \log p_y - \frac{s}{c} \sum_k \log p_k
+
+  Some codebases report the Kullback-Leibler divergence to the smoothed target,
+  which is smaller by the target's entropy, a constant.
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    smoothing: s in [0, 1].
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `smoothing` is out of range.
+
+  >>> z, y = jnp.array([[2., 0.]]), jnp.array([0])
+  >>> bool(label_smoothing(z, y) == ce(z, jnp.array([[.95, .05]])))
+  True
+
+  Reference: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception
+  Architecture for Computer Vision", CVPR 2016, arXiv 1512.00567.
+  """
+  check_range('smoothing', smoothing, 0, 1)
+  return gls(logits, labels, rate=smoothing)
+
+
+def bootstrap_soft(
+  logits: Array,
+  labels: Array,
+  *,
+  beta: ArrayLike = 0.95,
+  clip: ArrayLike = 0.0,
+) -> Array:
+  r"""Soft bootstrapping: the label mixed with the network's own prediction.
+
+  .. math:: \ell(z, y) = -\sum_k (\beta\, 1[k = y] + (1 - \beta)\, p_k) \log p_k
+
+  The gradient also flows through p in the target, as in the official code.
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    beta: weight of the label, in [0, 1].
+    clip: probabilities inside the logarithm are raised to it, which stops the
+      gradient below. Public implementations take 1e-7; the default keeps it.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `beta` or `clip` is out of range.
+
+  >>> bootstrap_soft(jnp.zeros(2), jnp.array(0)).round(3).tolist()
+  0.6930000185966492
+
+  Reference: Reed, Lee, Anguelov, Szegedy, Erhan, Rabinovich, "Training Deep
+  Neural Networks on Noisy Labels with Bootstrapping", ICLR 2015 workshop, arXiv
+  1412.6596.
+  """
+  check_range('beta', beta, 0, 1)
+  check_range('clip', clip, 0, 1)
+  logits, label = read(logits, labels)
+  own = _inputs.floor(log_prob(logits, label), clip)
+  log_p = _inputs.log_probs(logits)
+  negative_entropy = jnp.sum(
+    jnp.exp(log_p) * _inputs.floor(log_p, clip), axis=-1, keepdims=True
+  )
+  return expect(-beta * own - (1 - beta) * negative_entropy, label)
+
+
+def bootstrap_hard(
+  logits: Array, labels: Array, *, beta: ArrayLike = 0.8
+) -> Array:
+  r"""Hard bootstrapping: the label mixed with the most probable class.
+
+  .. math:: \ell(z, y) = -\beta \log p_y - (1 - \beta) \max_k \log p_k
+
+  Where several classes are equally most probable they share the gradient (the
+  official code gives it to the first).
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    beta: weight of the label, in [0, 1].
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `beta` is out of range.
+
+  >>> z = jnp.array([0., 3.])
+  >>> bool(bootstrap_hard(z, jnp.array(0)) < ce(z, jnp.array(0)))
+  True
+
+  Reference: Reed, Lee, Anguelov, Szegedy, Erhan, Rabinovich, "Training Deep
+  Neural Networks on Noisy Labels with Bootstrapping", ICLR 2015 workshop, arXiv
+  1412.6596.
+  """
+  check_range('beta', beta, 0, 1)
+  logits, label = read(logits, labels)
+  shift, log_sum = _inputs.shift_and_log_sum(logits)
+  top = (jnp.max(logits, axis=-1, keepdims=True) - shift) - log_sum
+  return expect(-beta * log_prob(logits, label) - (1 - beta) * top, label)
+
+
+def dynamic_bootstrap(
+  logits: Array, labels: Array, guesses: Array, noisy_prob: ArrayLike
+) -> Array:
+  r"""Dynamic bootstrapping: trusts each label as far as it is likely clean.
+
+  .. math:: \ell_i = -(1 - w_i) \log p_{y_i} - w_i \sum_k g_{ik} \log p_k
+
+  M-DYR mixes this loss over two examples (with the logits of mixed inputs, see
+  `mixup`), and adds `prior_mean_kl` over the batch.
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    guesses: the network's own answer for the unmixed input: [...] int (the
+      argmax: "hard"), or [..., c] (the softmax: "soft"). No gradient.
+    noisy_prob: w, [...] or a scalar, the posterior probability that the label
+      is wrong; the official code clips it to [1e-4, 1 - 1e-4].
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits`, `labels` or `guesses` are malformed.
+
+  >>> z, y, guess = jnp.array([[1., 3.]]), jnp.array([0]), jnp.array([1])
+  >>> bool(dynamic_bootstrap(z, y, guess, jnp.ones(1))[0] == ce(z, guess)[0])
+  True
+
+  Reference: Arazo, Ortego, Albert, O'Connor, McGuinness, "Unsupervised Label
+  Noise Modeling and Loss Correction", ICML 2019, arXiv 1904.11238.
+  """
+  return mixup(logits, labels, jax.lax.stop_gradient(guesses), 1 - noisy_prob)
+
+
+def mixup(
+  logits: Array, labels: Array, partners: Array, ratio: ArrayLike
+) -> Array:
+  r"""Cross-entropy of mixed inputs against two labels.
+
+  .. math:: \ell_i = -r_i \log p_{y_i} - (1 - r_i) \log p_{y'_i}
+
+  Args:
+    logits: [..., c], of the inputs r x + (1 - r) x'.
+    labels: [...] int, or [..., c] soft.
+    partners: y', the labels of x', like `labels`.
+    ratio: r in [0, 1], a scalar or [...]; the paper draws one r ~ Beta(a, a)
+      for each batch.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits`, `labels` or `partners` are malformed.
+
+  >>> z, y = jnp.array([[1., 3.]]), jnp.array([0])
+  >>> bool(mixup(z, y, y, 0.3)[0] == ce(z, y)[0])
+  True
+
+  Reference: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk
+  Minimization", ICLR 2018, arXiv 1710.09412.
+  """
+  return ratio * ce(logits, labels) + (1 - ratio) * ce(logits, partners)
+
+
+def negative_learning(
+  logits: Array, labels: Array, *, clip: ArrayLike = 0.0
+) -> Array:
+  r"""Negative learning: the example is said *not* to be of this class.
+
+  .. math:: \ell(z, \bar y) = -\log (1 - p_{\bar y})
+
+  The paper draws the complementary label uniformly from the classes other than
+  the given one (several for each example if there are many classes: broadcast
+  the logits and add the losses up).
+
+  Args:
+    logits: [..., c].
+    labels: complementary labels, [...] int, or [..., c] soft.
+    clip: 1 - p is raised to it, which stops the gradient where the network is
+      surely wrong. The public code takes 1e-5; the default keeps the gradient.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `clip` is out of range.
+
+  >>> negative_learning(jnp.array([0., -9e3]), jnp.array(0)).tolist()
+  9000.0
+
+  Reference: Kim, Yim, Yun, Kim, "NLNL: Negative Learning for Noisy Labels",
+  ICCV 2019, arXiv 1908.07387.
+  """
+  check_range('clip', clip, 0, 1)
+  logits, label = read(logits, labels)
+  log_not_p = _log_not(logits, log_prob(logits, label))
+  return expect(-_inputs.floor(log_not_p, clip), label)
+
+
+def _log_not(logits: Array, log_p: Array) -> Array:
+  """log(1 - p): only the top class can need the sum over all others."""
+  top = jnp.argmax(logits, axis=-1, keepdims=True)
+  others = jnp.where(top == jnp.arange(logits.shape[-1]), -jnp.inf, logits)
+  shift, log_sum = _inputs.shift_and_log_sum(logits)
+  shift_others, log_sum_others = _inputs.shift_and_log_sum(others)
+  log_rest = (shift_others - shift) + (log_sum_others - log_sum)
+  likely = log_p > -jnp.log(2.0)
+  return jnp.where(
+    likely, log_rest, jnp.log1p(-jnp.exp(jnp.where(likely, -1, log_p)))
+  )
+
+
+def clip_logits(
+  logits: Array,
+  *,
+  tau: ArrayLike = 1.0,
+  order: ArrayLike = 2.0,
+  as_coded: bool = False,
+) -> Array:
+  r"""LogitClip: bounds the norm of the logits, for any loss that follows.
+
+  .. math:: z \cdot \min(1, \tau / \|z\|)
+
+  Args:
+    logits: [..., c].
+    tau: the largest norm, > 0.
+    order: of the norm, >= 1.
+    as_coded: the official code gives logits longer than tau (their norm taken
+      1e-7 larger) the norm 1 / tau, which is the paper's tau only for tau = 1.
+      The default is the paper's form.
+
+  Returns:
+    [..., c], at least float32.
+
+  Raises:
+    TypeError, ValueError: if `logits` are malformed.
+    ValueError: if `tau` or `order` is out of range.
+
+  >>> clip_logits(jnp.array([3., 4.]), tau=10.).tolist()
+  [3.0, 4.0]
+  >>> clip_logits(jnp.array([3., 4.]), tau=1.).round(3).tolist()
+  [0.6000000238418579, 0.800000011920929]
+
+  Reference: Wei, Zhuang, Xie, Feng, Niu, An, Li, "Mitigating Memorization of
+  Noisy Labels by Clipping the Model Prediction", ICML 2023, arXiv 2212.04055.
+  """
+  check_range('tau', tau, 0, open_low=True)
+  check_range('order', order, 1)
+  logits = _inputs.read_logits(logits)
+  norm = _norm(logits, order)
+  if as_coded:
+    norm = norm + 1e-7
+  target = 1 / tau if as_coded else tau
+  long = norm > tau
+  return jnp.where(long, logits * (target / jnp.where(long, norm, 1)), logits)
+
+
+def _norm(x: Array, order: ArrayLike) -> Array:
+  """Norm over the classes [..., 1], scaled so that no power overflows."""
+  x = jnp.abs(x)
+  largest = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+  largest = jnp.where(largest > 0, largest, 1)
+  total = jnp.sum(_inputs.raise_to(x / largest, order), axis=-1, keepdims=True)
+  return largest * _inputs.raise_to(total, 1 / order)

@@ -1,0 +1,311 @@
+"""Regularizers with a memory for each example: ELR, ELR+ and SOP.
+
+The memory itself (targets, u, v) lives in the caller's tables; these functions
+map the rows of a batch to new rows and to loss terms.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jnl.base import Array, check
+from jnl.losses import _inputs
+from jnl.losses._inputs import check_range, read, read_logits
+
+
+def elr_targets(
+  rows: Array,
+  logits: Array,
+  *,
+  beta: ArrayLike = 0.7,
+  clip: ArrayLike = 1e-4,
+) -> Array:
+  r"""The running average of an example's predictions.
+
+  .. math:: t \leftarrow \beta t + (1 - \beta)\, \tilde p / \textstyle\sum_k
+    \tilde p_k,\qquad \tilde p = \mathrm{clip}(p, \epsilon, 1 - \epsilon)
+
+  Rows start at zero and are not corrected for it: the penalty is weak at first.
+  The paper does not clip, the official code does; it is followed. ELR+ averages
+  the predictions of the other network's teacher without a clip: `clip=0`.
+  Where the argmax of a row differs from the label, the label is suspect.
+
+  Args:
+    rows: t, [..., c], zeros at first, at least float32.
+    logits: [..., c].
+    beta: in [0, 1]; .7 for CIFAR-10 (.9 with asymmetric noise), .9 for
+      CIFAR-100.
+    clip: epsilon in [0, 1/2).
+
+  Returns:
+    The new rows, [..., c], without gradient, in the dtype of `rows`.
+
+  Raises:
+    TypeError, ValueError: if `rows` or `logits` are malformed.
+    ValueError: if `beta` or `clip` is out of range.
+
+  >>> elr_targets(jnp.zeros(2), jnp.zeros(2), beta=0.5).tolist()
+  [0.25, 0.25]
+
+  Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning
+  Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020, arXiv
+  2007.00151.
+  """
+  check_range('beta', beta, 0, 1)
+  check_range('clip', clip, 0, 0.5)
+  logits, rows = read_logits(logits), _like(rows, logits, 'rows')
+  p = jnp.clip(jnp.exp(_inputs.log_probs(logits)), clip, 1 - clip)
+  p = p / jnp.sum(p, axis=-1, keepdims=True)
+  return jax.lax.stop_gradient(beta * rows + (1 - beta) * p).astype(rows.dtype)
+
+
+def elr_penalty(
+  logits: Array, targets: Array, *, clip: ArrayLike = 1e-4
+) -> Array:
+  r"""The early-learning regularizer, without its weight lambda.
+
+  .. math:: r = \log(1 - \langle t, \tilde p \rangle),\qquad
+    \tilde p = \mathrm{clip}(p, \epsilon, 1 - \epsilon)
+
+  Added to cross-entropy with lambda = 3 (CIFAR-10), 1 (asymmetric noise) or 7
+  (CIFAR-100), `targets` being the rows already updated with this prediction.
+  The clip, of the official code and not of the paper, stops the gradient of
+  classes outside [epsilon, 1 - epsilon]; without it the paper's Lemma 2 gives
+  dr/dz_c = p_c / (1 - <t, p>) sum_k (t_k - t_c) p_k.
+
+  Args:
+    logits: [..., c].
+    targets: t, [..., c], rows of `elr_targets`; no gradient.
+    clip: epsilon in [0, 1/2).
+
+  Returns:
+    [...], at least float32, <= 0 for targets that sum to at most one.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `targets` are malformed.
+    ValueError: if `clip` is out of range.
+
+  >>> elr_penalty(jnp.zeros(2), jnp.array([1., 0.])).round(3).tolist()
+  -0.6930000185966492
+
+  Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning
+  Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020, arXiv
+  2007.00151.
+  """
+  check_range('clip', clip, 0, 0.5)
+  logits = read_logits(logits)
+  targets = _like(targets, logits, 'targets').astype(logits.dtype)
+  return _log_one_minus(logits, targets, jnp.asarray(clip, logits.dtype))
+
+
+def elr_plus_labels(targets: Array, rows: Array) -> Array:
+  r"""Labels reweighted by the running predictions, as ELR+ does on CIFAR-100.
+
+  .. math:: \tilde y_k = y_k t_k \Big/ \sum_j y_j t_j
+
+  ELR+ is `ce` against mixed labels plus lambda times a ramp times `elr_penalty`
+  with equally mixed rows, which `elr_targets` with `clip=0` updates by the
+  other network's teacher. The official code reweights the mixed labels for 100
+  classes only.
+
+  Args:
+    targets: y, [..., c], the mixed labels.
+    rows: t, [..., c], the mixed rows.
+
+  Returns:
+    [..., c] without gradient; `targets` where the sum is 0.
+
+  Raises:
+    TypeError, ValueError: if `targets` or `rows` are malformed.
+
+  >>> elr_plus_labels(jnp.array([.5, .5]), jnp.array([.3, .1])).tolist()
+  [0.75, 0.25]
+
+  Reference: see `elr_targets`.
+  """
+  targets = read_logits(targets)
+  product = targets * _like(rows, targets, 'rows').astype(targets.dtype)
+  total = jnp.sum(product, axis=-1, keepdims=True)
+  some = total > 0
+  labels = jnp.where(some, product / jnp.where(some, total, 1), targets)
+  return jax.lax.stop_gradient(labels)
+
+
+def sop(
+  logits: Array,
+  labels: Array,
+  u: Array,
+  v: Array,
+  *,
+  clip: ArrayLike = 1e-4,
+) -> Array:
+  r"""Sparse over-parameterization: each example's noise is a variable.
+
+  .. math::
+    \ell = -\sum_k y_k \log q_k + \| h + U - V - y \|^2
+
+  with q of `sop_probs`, h the one-hot argmax of the logits, U = clip(u^2 y, 0,
+  1) and V = clip(v^2 (1 - y), 0, 1). Cross-entropy trains the network and u (V
+  is constant there), the square u and v. SOP+ adds a `kl_consistency` between
+  two views (0.9) and `prior_mean_kl` of log q (0.1).
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    u: [...], rows of the caller's table, at first about 1e-8 N(0, 1); descended
+      by plain gradients of this loss with a rate of its own (1).
+    v: [..., c], likewise (10; for CIFAR-100 and asymmetric noise 100). Their
+      squares are about 1e-16 at first: keep them in float32 or more.
+    clip: what the probabilities are raised to.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `labels` are malformed.
+    ValueError: if `u` or `v` has another shape, or `clip` is out of range.
+
+  >>> from jnl.losses import ce
+  >>> z, y = jnp.array([5., 0.]), jnp.array(0)
+  >>> bool(jnp.allclose(sop(z, y, jnp.array(0.), jnp.zeros(2)), ce(z, y)))
+  True
+
+  Reference: Liu, Zhu, Qu, You, "Robust Training under Label Noise by
+  Over-parameterization", ICML 2022, arXiv 2202.14026.
+  """
+  check_range('clip', clip, 0, 1)
+  logits, label = read(logits, labels)
+  add, remove = _sop_noise(logits, label, u, v)
+  q = _sop_probs(logits, add, remove, clip)
+  own = q if label.valid is None else _inputs.take(q, label.values)
+  fit = _inputs.expect(-jnp.log(own), label)
+  top = jnp.argmax(logits, axis=-1, keepdims=True)
+  hard = _inputs.soft(_inputs.Label(top, fit == fit), logits)
+  noise = hard + add - remove - _inputs.soft(label, logits)
+  return fit + jnp.sum(jnp.square(noise), axis=-1)
+
+
+def sop_probs(
+  logits: Array,
+  labels: Array,
+  u: Array,
+  v: Array,
+  *,
+  clip: ArrayLike = 1e-4,
+) -> Array:
+  r"""The probabilities that `sop` compares with the label.
+
+  .. math:: q_k \propto \max(p_k + U_k - V_k, \epsilon)
+
+  Args:
+    logits: [..., c].
+    labels: [...] int, or [..., c] soft.
+    u: [...], see `sop`.
+    v: [..., c], see `sop`; no gradient.
+    clip: epsilon.
+
+  Returns:
+    [..., c], at least float32, on the simplex.
+
+  Raises:
+    TypeError, ValueError: as `sop`.
+
+  >>> z, y = jnp.zeros(2), jnp.array(0)
+  >>> sop_probs(z, y, jnp.array(1.), jnp.zeros(2)).tolist()
+  [0.75, 0.25]
+
+  Reference: see `sop`.
+  """
+  check_range('clip', clip, 0, 1)
+  logits, label = read(logits, labels)
+  add, remove = _sop_noise(logits, label, u, v)
+  return _sop_probs(logits, add, remove, clip)
+
+
+def kl_consistency(logits: Array, other_logits: Array) -> Array:
+  r"""Divergence of one view's prediction from another's, held fixed.
+
+  .. math:: \ell = \sum_k \bar p_k (\log \bar p_k - \log p_k)
+
+  Args:
+    logits: [..., c], of the view that learns.
+    other_logits: [..., c], of the view that teaches; no gradient.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `other_logits` are malformed.
+
+  >>> kl_consistency(jnp.array([0., 1.]), jnp.array([0., 1.])).tolist()
+  0.0
+  """
+  logits = read_logits(logits)
+  other = _like(other_logits, logits, 'other_logits').astype(logits.dtype)
+  log_p, log_other = (_inputs.log_probs(z) for z in (logits, other))
+  log_other = jax.lax.stop_gradient(log_other)
+  return jnp.sum(jnp.exp(log_other) * (log_other - log_p), axis=-1)
+
+
+def _like(x: Array, logits: Array, name: str) -> Array:
+  """Checks an array [..., c] beside the logits; at least float32."""
+  x = jnp.asarray(x)
+  check(
+    x.shape == logits.shape,
+    f'{name} must have the shape of logits, {logits.shape}, got {x.shape}',
+  )
+  check(
+    jnp.issubdtype(x.dtype, jnp.floating),
+    f'{name} must be floating-point, got {x.dtype}',
+    TypeError,
+  )
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# Differentiating through clip(softmax) is slow on CPU; the rule below is the
+# same gradient in one pass. A jvp rule rather than a vjp one, because the meta
+# methods differentiate losses forward.
+@jax.custom_jvp
+def _log_one_minus(logits: Array, targets: Array, clip: Array) -> Array:
+  p = jnp.clip(jnp.exp(_inputs.log_probs(logits)), clip, 1 - clip)
+  return jnp.log(_remainder(targets, p))
+
+
+def _remainder(targets: Array, p: Array) -> Array:
+  tiny = jnp.finfo(p.dtype).eps
+  return jnp.maximum(1 - jnp.sum(targets * p, axis=-1), tiny)
+
+
+@_log_one_minus.defjvp
+def _log_one_minus_jvp(primals, tangents):
+  logits, targets, clip = primals
+  p = jnp.exp(_inputs.log_probs(logits))
+  inside = (p >= clip) & (p <= 1 - clip)
+  clipped = jnp.clip(p, clip, 1 - clip)
+  remainder = _remainder(targets, clipped)
+  mass = jnp.where(inside, targets, 0) * p
+  slope = p * jnp.sum(mass, axis=-1, keepdims=True) - mass
+  d = jnp.sum(slope * tangents[0], axis=-1) / remainder
+  return jnp.log(remainder), d
+
+
+def _sop_noise(
+  logits: Array, label: _inputs.Label, u: Array, v: Array
+) -> tuple[Array, Array]:
+  """U and V, [..., c]."""
+  u, v = jnp.asarray(u), _like(v, logits, 'v').astype(logits.dtype)
+  check(
+    u.shape == logits.shape[:-1],
+    f'u must have shape {logits.shape[:-1]}, got {u.shape}',
+  )
+  y = _inputs.soft(label, logits)
+  u = u.astype(logits.dtype)[..., None]
+  return jnp.clip(u * u * y, 0, 1), jnp.clip(v * v * (1 - y), 0, 1)
+
+
+def _sop_probs(
+  logits: Array, add: Array, remove: Array, clip: ArrayLike
+) -> Array:
+  p = jnp.exp(_inputs.log_probs(logits))
+  q = jnp.maximum(p + add - jax.lax.stop_gradient(remove), clip)
+  return q / jnp.sum(q, axis=-1, keepdims=True)

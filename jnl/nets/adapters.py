@@ -1,0 +1,154 @@
+"""Turns Flax modules into `Model`s: `from_linen` and `from_nnx`."""
+
+from collections.abc import Callable, Sequence
+
+from flax import linen as nn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from jnl.base import (
+  Array,
+  Inputs,
+  Key,
+  Model,
+  Outputs,
+  Params,
+  Stats,
+  check,
+)
+
+
+def _call_linen(
+  module: nn.Module, x: Inputs, keys: Key | None, train: bool
+) -> Outputs:
+  return module(x, keys, train)
+
+
+def _call_nnx(
+  module: nnx.Module, x: Inputs, keys: Key | None, train: bool
+) -> Outputs:
+  del keys
+  if train:
+    module.train()
+  else:
+    module.eval()
+  return module(x)
+
+
+def _check_outputs(outputs: Outputs) -> Outputs:
+  check(
+    isinstance(outputs, Outputs),
+    f'the network must return jnl.Outputs(logits, features), got '
+    f'{type(outputs).__name__}; wrap it with the argument `call`',
+    TypeError,
+  )
+  return outputs
+
+
+def from_linen(
+  module: nn.Module,
+  shape: Sequence[int],
+  *,
+  call: Callable[
+    [nn.Module, Inputs, Key | None, bool], Outputs
+  ] = _call_linen,
+) -> Model:
+  """A Flax Linen module as a `Model`.
+
+  Args:
+    module: by default called as `module(x, keys, train) -> Outputs`, as the
+      networks of jnl are.
+    shape: of one input, without the batch.
+    call: how to call a foreign module, for example
+      `lambda m, x, keys, train: Outputs(m(x, train=train), features=x)`. Its
+      own dropout finds a `'dropout'` key: right in distribution, but not the
+      same masks on another number of devices.
+
+  Returns:
+    The model; `stats` are all collections other than `'params'`.
+
+  >>> from jnl.nets import MLP
+  >>> model = from_linen(MLP(classes=3, hidden=(8,)), (4,))
+  >>> params, stats = model.init(jax.random.key(0))
+  >>> outputs, _ = model.apply(params, stats, jnp.zeros((2, 4)), None, False)
+  >>> outputs.logits.shape, stats
+  ((2, 3), {})
+  """
+
+  def init(key: Key) -> tuple[Params, Stats]:
+    x = jnp.zeros((1, *shape))
+    variables = dict(module.init(key, x, None, False, method=call))
+    return variables.pop('params', {}), variables
+
+  def apply(
+    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+  ) -> tuple[Outputs, Stats]:
+    variables = {'params': params, **stats}
+    rngs = {} if keys is None else {'dropout': keys[0]}
+    if not train:
+      outputs = module.apply(variables, x, keys, False, rngs=rngs, method=call)
+      return _check_outputs(outputs), stats
+    outputs, updated = module.apply(
+      variables,
+      x,
+      keys,
+      True,
+      rngs=rngs,
+      method=call,
+      mutable=list(stats),
+    )
+    return _check_outputs(outputs), {**stats, **updated}
+
+  return Model(init, apply)
+
+
+def from_nnx(
+  build: Callable[[nnx.Rngs], nnx.Module],
+  *,
+  call: Callable[
+    [nnx.Module, Inputs, Key | None, bool], Outputs
+  ] = _call_nnx,
+) -> Model:
+  """A Flax NNX module as a `Model`.
+
+  Args:
+    build: `rngs -> module`, for example `lambda rngs: Net(10, rngs=rngs)`.
+    call: how to call it. By default `module.train()` or `module.eval()`, then
+      `module(x) -> Outputs`.
+
+  Returns:
+    The model; `params` are the `nnx.Param`s and `stats` all other variables but
+    the random streams, which are reseeded from the first example's key: right in
+    distribution, but not the same masks on another number of devices. For batch
+    normalization that is synchronized under shard_map and pmap too, pass
+    `axis_name='data'` there.
+  """
+  seeded = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+  graph, _, streams, _ = nnx.split(seeded, nnx.Param, nnx.RngState, ...)
+
+  def init(key: Key) -> tuple[Params, Stats]:
+    module = build(nnx.Rngs(key))
+    _, params, _, stats = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+  def apply(
+    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+  ) -> tuple[Outputs, Stats]:
+    key = jax.random.key(0) if keys is None else keys[0]
+    rngs = jax.tree.map(
+      lambda s: (
+        key
+        if jnp.issubdtype(s.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(s.shape, s.dtype)
+      ),
+      nnx.to_pure_dict(streams),
+    )
+    module = nnx.merge(graph, {}, params, rngs, stats)
+    outputs = _check_outputs(call(module, x, keys, train))
+    _, _, _, new = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return outputs, nnx.to_pure_dict(new) if train else stats
+
+  return Model(init, apply)
+
+

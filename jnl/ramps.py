@@ -1,0 +1,161 @@
+"""Ramps: coefficients as functions of the step, safe to trace.
+
+All start or end at 1, and a ramp of length 0 is 1 throughout.
+"""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jnl.base import Array, check
+
+
+def _progress(step: ArrayLike, length: ArrayLike) -> Array:
+  """step / length, held within [0, 1]; 1 for a ramp of length 0."""
+  check(length >= 0, f'length must be at least 0, got {length}')
+  step = jnp.asarray(step)
+  dtype = jnp.promote_types(step.dtype, jnp.float32)
+  some = jnp.where(jnp.asarray(length) > 0, length, 1).astype(dtype)
+  return jnp.where(
+    jnp.asarray(length) > 0, jnp.clip(step.astype(dtype) / some, 0, 1), 1
+  )
+
+
+def sigmoid_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+  r"""Rises from e^-5 to 1.
+
+  .. math:: \exp(-5 (1 - \min(s, L) / L)^2)
+
+  Args:
+    step: s >= 0, int or float, any shape.
+    length: L >= 0 in the units of `step`.
+
+  Returns:
+    The shape of `step`, at least float32, in [e^-5, 1].
+
+  Raises:
+    ValueError: if `length` is negative.
+
+  >>> float(sigmoid_rampup(3, 0)), float(sigmoid_rampup(10, 10))
+  (1.0, 1.0)
+
+  Reference: Laine, Aila, "Temporal Ensembling for Semi-Supervised Learning",
+  ICLR 2017, arXiv 1610.02242.
+  """
+  return jnp.exp(-5 * jnp.square(1 - _progress(step, length)))
+
+
+def sigmoid_rampdown(step: ArrayLike, length: ArrayLike) -> Array:
+  r"""Falls from 1 to e^-12.5.
+
+  .. math:: \exp(-12.5\, (\min(s, L) / L)^2)
+
+  Args:
+    step: s >= 0, int or float, any shape; steps since the descent began.
+    length: L >= 0.
+
+  Returns:
+    The shape of `step`, at least float32, in [e^-12.5, 1]; 1 if L = 0.
+
+  Raises:
+    ValueError: if `length` is negative.
+
+  >>> float(sigmoid_rampdown(0, 10))
+  1.0
+
+  Reference: Laine, Aila, "Temporal Ensembling for Semi-Supervised Learning",
+  ICLR 2017, arXiv 1610.02242.
+  """
+  return jnp.where(
+    jnp.asarray(length) > 0, jnp.exp(-12.5 * _progress(step, length) ** 2), 1
+  )
+
+
+def linear_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+  r"""Rises from 0 to 1 on a line: min(s, L) / L.
+
+  Args:
+    step: s >= 0, int or float, any shape.
+    length: L >= 0.
+
+  Returns:
+    The shape of `step`, at least float32, in [0, 1].
+
+  Raises:
+    ValueError: if `length` is negative.
+
+  >>> linear_rampup(jnp.array([0, 5, 20]), 10).tolist()
+  [0.0, 0.5, 1.0]
+  """
+  return _progress(step, length)
+
+
+def cosine_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+  r"""Rises from 0 to 1 on half a cosine: (1 - cos(pi min(s, L) / L)) / 2.
+
+  Args:
+    step: s >= 0, int or float, any shape.
+    length: L >= 0.
+
+  Returns:
+    The shape of `step`, at least float32, in [0, 1].
+
+  Raises:
+    ValueError: if `length` is negative.
+
+  >>> float(cosine_rampup(5, 10))
+  0.5
+  """
+  return 0.5 * (1 - jnp.cos(jnp.pi * _progress(step, length)))
+
+
+def ema_rate(
+  step: ArrayLike, *, rate: ArrayLike = 0.997, length: ArrayLike = 40_000
+) -> Array:
+  r"""How much of the old average ELR+ keeps at a step, with a ramp.
+
+  .. math:: \alpha(s) = \alpha \exp(-5 (1 - \min(s + 1, L) / L)^2)
+
+  Args:
+    step: s >= 0, the steps taken before this one.
+    rate: alpha in [0, 1).
+    length: L >= 0.
+
+  Returns:
+    The shape of `step`, at least float32.
+
+  Raises:
+    ValueError: if `length` is negative.
+
+  >>> ema_rate(0, rate=0.5, length=0).tolist()
+  0.5
+
+  Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning
+  Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020, arXiv
+  2007.00151.
+  """
+  return rate * sigmoid_rampup(jnp.asarray(step) + 1, length)
+
+
+def ema_rate_warmup(step: ArrayLike, *, rate: ArrayLike = 0.9999) -> Array:
+  r"""How much of the old average to keep: at first it is a plain mean.
+
+  .. math:: \alpha(s) = \min(1 - 1 / (s + 1), \alpha)
+
+  ELR+ uses it on Clothing1M.
+
+  Args:
+    step: s >= 0, the steps taken before this one.
+    rate: alpha in [0, 1).
+
+  Returns:
+    The shape of `step`, at least float32.
+
+  >>> ema_rate_warmup(jnp.array([0, 1, 99]), rate=0.75).tolist()
+  [0.0, 0.5, 0.75]
+
+  Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS
+  2017, arXiv 1703.01780.
+  """
+  step = jnp.asarray(step)
+  step = step.astype(jnp.promote_types(step.dtype, jnp.float32))
+  return jnp.minimum(1 - 1 / (step + 1), rate)

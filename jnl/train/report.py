@@ -1,0 +1,113 @@
+"""What comes out of an experiment: JSON lines, a table, plots."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+PathLike = str | pathlib.Path
+Row = Mapping[str, Any]
+
+
+def _plain(value: Any) -> Any:
+  """What JSON can hold of an array or scalar."""
+  return np.asarray(value).tolist() if hasattr(value, 'dtype') else value
+
+
+def _line(row: Row) -> str:
+  return json.dumps({name: _plain(value) for name, value in row.items()})
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[pathlib.Path]:
+  """Gives a temporary path to write; it becomes `path` when all went well.
+
+  The folder is made if need be. A reader never sees half a file, and after an
+  exception an older file is still there.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # mkstemp would leave the file readable by its owner alone; a folder does not.
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.') as folder:
+    partial = pathlib.Path(folder) / path.name
+    yield partial
+    os.replace(partial, path)
+
+
+def write_jsonl(path: PathLike, rows: Iterable[Row]) -> None:
+  """Writes rows as JSON lines, all or nothing."""
+  with replacing(path) as partial:
+    partial.write_text(''.join(_line(row) + '\n' for row in rows))
+
+
+@contextlib.contextmanager
+def append_jsonl(path: PathLike | None) -> Iterator[Callable[[Row], None]]:
+  """Gives a function that adds a row, at once and whole, to a file (if any)."""
+  if path is None:
+    yield lambda row: None
+    return
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a', buffering=1) as file:
+    yield lambda row: (file.write(_line(row) + '\n'), None)[1]
+
+
+def mean_sd(values: Sequence[float]) -> str:
+  """`'93.1 +- 0.4'`: mean and sample deviation of fractions, in percent."""
+  percent = 100 * np.asarray(values, float)
+  if len(percent) < 2:
+    return f'{percent.mean():.1f}'
+  return f'{percent.mean():.1f} +- {percent.std(ddof=1):.1f}'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A table in plain text (and in Markdown), columns aligned.
+
+  >>> print(table(['method', 'last'], [['ce', 70.1], ['elr', 97]]))
+  | method | last |
+  |--------|------|
+  | ce     | 70.1 |
+  | elr    | 97   |
+  """
+  cells = [[str(c) for c in row] for row in (header, *rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+  def line(row: Sequence[str]) -> str:
+    padded = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+    return '| ' + ' | '.join(padded) + ' |'
+
+  rule = '|' + '|'.join('-' * (w + 2) for w in widths) + '|'
+  return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def plot_curves(
+  path: PathLike,
+  curves: Mapping[str, np.ndarray],
+  *,
+  title: str,
+  ylabel: str,
+) -> None:
+  """Plots each curve [runs, epochs] as its mean and the range of its runs."""
+  import matplotlib  # slow to import
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
+  for name, values in curves.items():
+    epochs = np.arange(1, values.shape[1] + 1)
+    (line,) = axes.plot(epochs, values.mean(0), label=name)
+    axes.fill_between(
+      epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.15
+    )
+  axes.set(title=title, xlabel='epoch', ylabel=ylabel)
+  axes.set_xlim(1, max(values.shape[1] for values in curves.values()))
+  axes.grid(alpha=0.3)
+  axes.legend()
+  with replacing(path) as partial:
+    figure.savefig(partial, dpi=150)
+  plt.close(figure)

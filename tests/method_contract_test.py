@@ -1,0 +1,216 @@
+"""The contract that every method keeps: one test run over all of them.
+
+Batches of 16 in 8 shards, whose weights lie unevenly over the 8 devices: what is
+averaged per device and not globally cannot pass.
+"""
+
+import functools
+import time
+
+import chex
+import jax
+from jax.sharding import SingleDeviceSharding
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fixture_methods import co_divide, reweight
+from jnl import losses
+from jnl.base import Table, pack_rows, supervised, write_rows
+from jnl.data import epoch_order, index_order, take_batch
+from jnl.methods.elr import elr
+from jnl.nets import MLP, from_linen
+from jnl.train.parallel import data_mesh, parallel, place, shardings
+
+N, SHARDS, BATCH, CLASSES, DIM = 62, 8, 16, 4, 6
+KEY = jax.random.key(5)
+
+
+def network():
+  """16-16 with batch normalization and dropout."""
+  net = MLP(CLASSES, (16, 16), batch_norm=True, dropout=0.2)
+  return from_linen(net, (DIM,))
+
+
+def optimizer():
+  return optax.sgd(0.1, momentum=0.9)
+
+
+METHODS = {
+  'supervised': lambda: supervised(losses.gce, network(), optimizer()),
+  'elr': lambda: elr(network(), optimizer(), N, CLASSES, shards=SHARDS),
+  'co_divide': lambda: co_divide(network(), optimizer(), N, SHARDS),
+  'reweight': lambda: reweight(network(), optimizer()),
+}
+
+
+def arrays(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'x': rng.normal(size=(N, DIM)).astype(np.float32),
+    'labels': rng.integers(0, CLASSES, N).astype(np.int32),
+  }
+
+
+@functools.cache
+def batches():
+  """Three batches, a meta stream in each, and weights that shards differ in."""
+  tables = {k: pack_rows(v, SHARDS) for k, v in arrays().items()}
+  order = epoch_order(jax.random.key(3), N, SHARDS)
+  made = []
+  for i in range(3):
+    batch = dict(take_batch(tables, order, i, BATCH))
+    batch |= {k + '_meta': v for k, v in take_batch(tables, order, 0, BATCH).items()}
+    weight = np.ones(BATCH, np.float32)
+    weight[:3], weight[4:7], weight[-1] = 0, 3, 0.5
+    batch['weight'] = jnp.asarray(np.roll(weight, 5 * i))
+    batch['weight_meta'] = jnp.asarray(np.roll(weight, 1))
+    made.append(batch)
+  return made
+
+
+class Case:
+  """A method and what several tests need of it, compiled once."""
+
+  def __init__(self, method):
+    self.method = method
+    self.step = jax.jit(method.step)
+    # Placed, as the states of a trainer are: placed differently, they would
+    # compile anew.
+    one = SingleDeviceSharding(jax.devices()[0])
+    self.init = jax.jit(method.init, out_shardings=one)
+    self.start = self.init(jax.random.key(0))
+    self.refit = jax.jit(self._refit)
+
+  @functools.cached_property
+  def expected(self):
+    return self.run(self.step, self.start)
+
+  def run(self, step, state, key=KEY):
+    """Two steps, a refit, one more step."""
+    metrics = []
+    for i, batch in enumerate(batches()):
+      if i == 2:
+        placed = jax.tree.map(lambda a: a.sharding, state)
+        state = self.refit(jax.device_get(state), key)
+        state = jax.device_put(jax.device_get(state), placed)
+      state, m = step(state, batch, jax.random.fold_in(key, i))
+      metrics.append(m)
+    return state, metrics
+
+  def _refit(self, state, key):
+    """What the trainer does between epochs, by hand."""
+    if self.method.refit is None:
+      return state
+    tables = {k: pack_rows(v, SHARDS) for k, v in arrays().items()}
+    order = index_order(N, SHARDS, BATCH)
+    collected = Table(jnp.zeros(()))
+    for i in range(order.size // BATCH):
+      batch = take_batch(tables, order, i, BATCH)
+      rows = self.method.refit.collect(state, batch, key)
+      if i == 0:
+        collected = pack_rows(jnp.zeros((N, *rows.shape[1:])), SHARDS)
+      collected = write_rows(collected, batch['index'], rows)
+    return self.method.refit.update(state, collected, key)
+
+
+@pytest.fixture(params=METHODS, scope='module')
+def case(request):
+  start = time.perf_counter()
+  yield Case(METHODS[request.param]())
+  print(f'\n[contract of {request.param}: {time.perf_counter() - start:.1f} s]')
+
+
+def assert_close(a, b, atol=1e-6):
+  chex.assert_trees_all_close(a, b, atol=atol, rtol=1e-6)
+
+
+def strongly_typed(tree):
+  return not any(a.weak_type for a in jax.tree.leaves(tree))
+
+
+def test_init_is_abstract_and_maps_over_keys(case):
+  abstract = jax.eval_shape(case.method.init, jax.random.key(0))
+  chex.assert_trees_all_equal_shapes_and_dtypes(abstract, case.start)
+  many = jax.eval_shape(
+    jax.vmap(case.method.init), jax.random.split(jax.random.key(0), 3)
+  )
+  jax.tree.map(lambda a, b: chex.assert_shape(b, (3, *a.shape)), abstract, many)
+  assert strongly_typed(case.start)
+
+
+def test_step_keeps_structure_and_compiles_once(case):
+  state, metrics = case.expected
+  chex.assert_trees_all_equal_structs(case.start, state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(case.start, state)
+  assert strongly_typed((state, metrics))
+  assert int(state.step) == 3
+  assert all(a.shape == () for m in metrics for a in m.values())
+  assert case.step._cache_size() == 1
+
+
+def test_the_key_decides(case):
+  chex.assert_trees_all_equal(case.expected, case.run(case.step, case.start))
+  other = case.run(case.step, case.start, jax.random.key(6))
+  with pytest.raises(AssertionError):
+    assert_close(case.expected, other)
+
+
+@pytest.mark.parametrize(
+  ('how', 'check_vma'),
+  [('jit', False), ('shard_map', False), ('shard_map', True), ('pmap', False)],
+)
+def test_eight_devices_equal_one(case, how, check_vma):
+  mesh = data_mesh()
+  assert mesh.size == 8
+  state = place(case.start, mesh)
+  step = parallel(case.method.step, state, how, mesh=mesh, check_vma=check_vma)
+  state, metrics = case.run(step, state)
+  assert_close(case.expected, (state, metrics))
+  if how != 'pmap':
+    assert step._cache_size() == 1
+    expected = jax.tree.leaves(shardings(state, mesh))
+    for a, sharding in zip(jax.tree.leaves(state), expected, strict=True):
+      assert a.sharding.is_equivalent_to(sharding, a.ndim)
+
+
+def test_a_state_moves_to_another_number_of_devices(case):
+  state, key = case.start, KEY
+  for i, batch in enumerate(batches()):
+    if i == 2:
+      mesh = data_mesh(jax.devices()[:4])
+      state = case.refit(jax.device_get(state), key)
+      state = place(jax.device_get(state), mesh)
+      step = parallel(case.method.step, state, mesh=mesh)
+    else:
+      step = case.step
+    state, _ = step(state, batch, jax.random.fold_in(key, i))
+  assert_close(case.expected[0], state)
+
+
+def test_seeds_and_draws_at_once_equal_one_by_one(case):
+  seeds = list(jax.random.split(jax.random.key(2), 3))
+  labels = np.random.default_rng(1).integers(0, CLASSES, (3, BATCH), np.int32)
+  runs = [(case.init(key), {**batches()[0], 'labels': y}, key)
+          for key, y in zip(seeds, labels, strict=True)]  # fmt: skip
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+  states, metrics = jax.jit(jax.vmap(case.method.step))(*stacked)
+  for r, run in enumerate(runs):
+    found = jax.tree.map(lambda a, r=r: a[r], (states, metrics))
+    assert_close(case.step(*run), found)
+  assert np.std(metrics['loss']) > 1e-3, 'the runs must differ to say anything'
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e4])
+def test_extreme_logits_leave_everything_finite(case, scale):
+  def extreme(path, leaf):
+    last = f"['Dense_{2}']" in jax.tree_util.keystr(path)
+    return jnp.where(leaf == 0, 1, jnp.sign(leaf)) * scale if last else leaf
+
+  params = jax.tree_util.tree_map_with_path(extreme, case.start.params)
+  start = case.start._replace(params=params)
+  logits = case.method.predict(start, arrays()['x']).logits
+  assert np.ptp(logits) == 0 if scale == 0 else np.ptp(logits) >= scale
+  state, metrics = case.run(case.step, start)
+  chex.assert_tree_all_finite((state, metrics))
