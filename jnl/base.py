@@ -10,6 +10,8 @@ whether that axis is bound, and communicate only then.
 from collections.abc import Callable, Mapping
 import functools
 import math
+import operator
+import types
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -28,6 +30,7 @@ PAD = np.iinfo(np.int32).max
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
+Scalar = float | Array
 Params = PyTree
 Stats = PyTree
 Inputs = PyTree
@@ -58,9 +61,9 @@ class Model(NamedTuple):
 
   Attributes:
     init: `key -> (params, stats)`.
-    apply: `(params, stats, x, keys, train) -> (outputs, stats)` with `keys` [b],
-      one for each example (or None where nothing is random), and `train` a
-      Python bool.
+    apply: `(params, stats, x, keys, train) -> (outputs, stats)`; `keys` [b] are
+      one for each example (None where nothing is random), `train` is a Python
+      bool.
   """
 
   init: Callable[[Key], tuple[Params, Stats]]
@@ -98,7 +101,7 @@ class Aux(NamedTuple):
 
   stats: Stats
   extra: PyTree = ()
-  metrics: Metrics = {}
+  metrics: Metrics = types.MappingProxyType({})
 
 
 def every_epoch(epoch: int) -> bool:
@@ -111,11 +114,12 @@ class Refit(NamedTuple):
   """Work between epochs; both parts are pure, jit-able and global view.
 
   Attributes:
-    collect: `(state, batch, key) -> rows [b, ...]`, called on every batch of the
-      training set; the trainer assembles the rows into `Table`s.
+    collect: `(state, batch, key) -> rows [b, ...]`, called on all batches of
+      the training set; the trainer assembles the rows into `Table`s.
     update: `(state, tables, key) -> state`, called once on these tables (fit a
       mixture, propagate beliefs, ...).
-    when: `epoch -> bool`, on the host: epochs that say no cost nothing.
+    when: `epoch -> bool`, asked on the host before that epoch is trained; an
+      epoch that says no costs nothing.
   """
 
   collect: Callable[[State, Batch, Key], PyTree]
@@ -128,8 +132,8 @@ class Method(NamedTuple):
 
   Attributes:
     init: `key -> State`.
-    step: `(state, batch, key) -> (state, metrics)` for one batch; can be jitted,
-      scanned and vmapped, and also runs per device (see the module's head).
+    step: `(state, batch, key) -> (state, metrics)` for one batch; can be
+      jitted, scanned and vmapped, and also runs per device (see the module).
     predict: `(state, x) -> Outputs`, deterministic; the method knows which
       weights to evaluate.
     refit: what happens between epochs, if anything.
@@ -144,9 +148,7 @@ class Method(NamedTuple):
 # --- checks ------------------------------------------------------------------
 
 
-def check(
-  ok: Any, message: str, error: type[Exception] = ValueError
-) -> None:
+def check(ok: Any, message: str, error: type[Exception] = ValueError) -> None:
   """Raises `error(message)` unless `ok`; does nothing while tracing.
 
   Args:
@@ -201,8 +203,8 @@ def global_mean(
     values: [b, ...], for example per-example losses.
     weights: [b] or any leading part of the shape of `values`, >= 0; bool or
       numeric. Broadcast over the trailing dimensions of `values`.
-    denominator: like `weights`; its sum divides instead. The mean over the whole
-      batch of a masked loss, as FixMatch has it, is
+    denominator: like `weights`; its sum divides instead. The mean over the
+      whole batch of a masked loss, as FixMatch has it, is
       `global_mean(loss, weight * mask, denominator=weight)`.
 
   Returns:
@@ -267,13 +269,20 @@ def gather(x: PyTree) -> PyTree:
   """All examples of all devices, [b, ...], on every device, in global order.
 
   For what is O(b): thresholds, ranks, negatives. The identity in the global
-  view. Gradients flow through it.
+  view. Gradients flow through it, right in every mode; those of `all_gather`
+  are not, since no one value of its argument `to` suits shard_map with and
+  without its check, pmap and vmap.
   """
   if not axis_is_bound():
     return x
-  return jax.tree.map(
-    lambda a: lax.all_gather(a, AXIS, tiled=True, to='invarying'), x
-  )
+  devices, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
+
+  def gather_one(a: Array) -> Array:
+    slots = jnp.zeros((devices, *a.shape), a.dtype).at[own].set(a)
+    whole = lax.psum(slots, AXIS).astype(a.dtype)
+    return whole.reshape(devices * a.shape[0], *a.shape[1:])
+
+  return jax.tree.map(gather_one, x)
 
 
 # --- per-example memory ------------------------------------------------------
@@ -284,10 +293,9 @@ class Table(NamedTuple):
 
   Example i is row `i % m` of shard `i // m`, m = ceil(n / shards), so
   `unpack_rows(table, n)` is in index order. A batch is laid out shard by shard,
-  the same number of examples from each (`data.batches` draws them so), and
-  devices hold whole shards; that is why reading and writing communicate nothing.
-  With `shards=1` it is an ordinary table, for any order of examples on one
-  device.
+  the same number of examples from each (`data.take_batch` does so), and devices
+  hold whole shards; that is why reading and writing communicate nothing. With
+  `shards=1` it is an ordinary table, for any order of examples on one device.
 
   Attributes:
     rows: [shards, m, ...].
@@ -300,8 +308,8 @@ def data_shards(n: int, batch_size: int) -> int:
   """How many shards the tables of a data set have: a property of the data.
 
   At most 8 and a divisor of the batch size, so that 1, 2, 4 and 8 devices (as
-  far as they divide it) draw the same batches; fewer for data sets so small that
-  the last shard would run short.
+  far as they divide it) draw the same batches; fewer for data sets so small
+  that the last shard would run short.
 
   >>> data_shards(1200, 100), data_shards(50_000, 128)
   (4, 8)
@@ -332,13 +340,13 @@ def pack_rows(values: Array, shards: int = 1) -> Table:
   m = math.ceil(n / shards)
   padding = [(0, shards * m - n)] + [(0, 0)] * (values.ndim - 1)
   rows = jnp.pad(values, padding)
-  return Table(rows.reshape((shards, m) + values.shape[1:]))
+  return Table(rows.reshape(shards, m, *values.shape[1:]))
 
 
 def unpack_rows(table: Table, n: int) -> Array:
   """The first n rows of a table in index order, [n, ...]."""
   shards, m = table.rows.shape[:2]
-  return table.rows.reshape((shards * m,) + table.rows.shape[2:])[:n]
+  return table.rows.reshape(shards * m, *table.rows.shape[2:])[:n]
 
 
 def _local_index(table: Table, index: Array) -> Array:
@@ -403,9 +411,7 @@ def write_rows(table: Table, index: Array, rows: Array) -> Table:
   """
   local = _local_index(table, index)
   expected = index.shape + table.rows.shape[2:]
-  check(
-    rows.shape == expected, f'rows must be {expected}, got {rows.shape}'
-  )
+  check(rows.shape == expected, f'rows must be {expected}, got {rows.shape}')
   rows = rows.astype(table.rows.dtype).reshape(
     local.shape + table.rows.shape[2:]
   )
@@ -451,7 +457,7 @@ def shuffle_within(key: Key, index: Array, tree: T) -> T:
   order = jnp.argsort(score.reshape(groups, -1), axis=1)
 
   def permute(x: Array) -> Array:
-    grouped = x.reshape((groups, b // groups) + x.shape[1:])
+    grouped = x.reshape(groups, b // groups, *x.shape[1:])
     return jax.vmap(lambda rows, i: rows[i])(grouped, order).reshape(x.shape)
 
   return jax.tree.map(permute, tree)
@@ -484,7 +490,7 @@ def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
       f'count = {count}',
     )
   results = [
-    f(*jax.tree.map(lambda a: a[i], stacked)) for i in range(count)  # noqa: B023
+    f(*jax.tree.map(operator.itemgetter(i), stacked)) for i in range(count)
   ]
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
@@ -532,7 +538,9 @@ def from_loss(
       state.params, state, batch, key
     )
     for name in ('stats', 'extra'):
-      old, new = (jax.tree.structure(getattr(s, name)) for s in (state, aux))
+      old, new = (
+        str(jax.tree.structure(getattr(s, name))) for s in (state, aux)
+      )
       check(
         old == new,
         f'Aux.{name} has the structure {new}, State.{name} has {old}',

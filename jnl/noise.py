@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.base import Array, Key, check, is_concrete
+from jnl.base import Array, Key, Scalar, check, is_concrete
 
 
-def _check_classes_and_rate(num_classes: int, rate: float) -> None:
+def _check_classes_and_rate(num_classes: int, rate: Scalar) -> None:
   check(num_classes >= 2, f'num_classes must be at least 2, got {num_classes}')
   check((rate >= 0) & (rate <= 1), f'rate must lie in [0, 1], got {rate}')
 
 
-def symmetric(num_classes: int, rate: float) -> Array:
+def symmetric(num_classes: int, rate: Scalar) -> Array:
   r"""Symmetric noise that excludes the true class.
 
   .. math:: T = (1 - r) I + \frac{r}{c - 1} (1 - I)
@@ -27,8 +27,9 @@ def symmetric(num_classes: int, rate: float) -> Array:
   Raises:
     ValueError: if `num_classes` or `rate` is out of range.
 
-  Some papers (ELR, DivideMix, SOP) draw the new label from all classes, the true
-  one included: `rate` there is `symmetric_inclusive`'s, and r (c - 1) / c here.
+  Some papers (ELR, DivideMix, SOP) draw the new label from all classes, the
+  true one included: their rate r is that of `symmetric_inclusive`, and
+  r (c - 1) / c here.
 
   >>> symmetric(3, 0.5).tolist()
   [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
@@ -38,7 +39,7 @@ def symmetric(num_classes: int, rate: float) -> Array:
   return (1 - rate) * eye + rate / (num_classes - 1) * (1 - eye)
 
 
-def symmetric_inclusive(num_classes: int, rate: float) -> Array:
+def symmetric_inclusive(num_classes: int, rate: Scalar) -> Array:
   r"""Symmetric noise that draws from all classes, the true one included.
 
   .. math:: T = (1 - r) I + \frac{r}{c} 1
@@ -57,7 +58,7 @@ def symmetric_inclusive(num_classes: int, rate: float) -> Array:
   return (1 - rate) * jnp.eye(num_classes) + rate / num_classes
 
 
-def pair_flip(num_classes: int, rate: float) -> Array:
+def pair_flip(num_classes: int, rate: Scalar) -> Array:
   """Noise that turns class i into class (i + 1) mod c.
 
   Args:
@@ -88,8 +89,8 @@ def corrupt(key: Key, labels: Array, transition: Array) -> Array:
     [...] int32, noisy ~ transition[clean].
 
   Raises:
-    ValueError: if `transition` is not square, has a negative entry or a row that
-      does not sum to one, or if a label is out of range (outside jit).
+    ValueError: if `transition` is not square, has a negative entry or a row
+      that does not sum to one, or if a label is out of range (outside jit).
     TypeError: if `labels` are not integers.
   """
   labels, transition = jnp.asarray(labels), jnp.asarray(transition)
@@ -110,8 +111,6 @@ def corrupt(key: Key, labels: Array, transition: Array) -> Array:
       f'the rows of transition must be probabilities, they sum to {sums}',
     )
   if is_concrete(labels):
-    check(
-      jnp.all((labels >= 0) & (labels < c)), f'labels must lie in [0, {c})'
-    )
+    check(jnp.all((labels >= 0) & (labels < c)), f'labels must lie in [0, {c})')
   noisy = jax.random.categorical(key, jnp.log(transition)[labels], axis=-1)
   return noisy.astype(jnp.int32)

@@ -1,9 +1,9 @@
 """Two small methods that prove the abstraction: they bend it where it is weak.
 
 `co_divide`: two stacked networks, each weighting the examples of the other by a
-mixture that a refit fits to the losses of the whole training set. `reweight`: a
-meta method, whose example weights are one forward-mode product with the gradient
-on a second stream.
+mixture that a refit fits to the losses of the whole training set. `reweight`:
+a meta method, whose example weights are one forward-mode product with the
+gradient on a second stream.
 """
 
 from typing import NamedTuple

@@ -1,21 +1,21 @@
 """The contract that every method keeps: one test run over all of them.
 
-Batches of 16 in 8 shards, whose weights lie unevenly over the 8 devices: what is
-averaged per device and not globally cannot pass.
+Batches of 16 in 8 shards, whose weights lie unevenly over the 8 devices: what
+is averaged per device and not globally cannot pass.
 """
 
 import functools
 import time
 
 import chex
+from fixture_methods import co_divide, reweight
 import jax
-from jax.sharding import SingleDeviceSharding
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 import numpy as np
 import optax
 import pytest
 
-from fixture_methods import co_divide, reweight
 from jnl import losses
 from jnl.base import Table, pack_rows, supervised, write_rows
 from jnl.data import epoch_order, index_order, take_batch
@@ -61,7 +61,9 @@ def batches():
   made = []
   for i in range(3):
     batch = dict(take_batch(tables, order, i, BATCH))
-    batch |= {k + '_meta': v for k, v in take_batch(tables, order, 0, BATCH).items()}
+    batch |= {
+      k + '_meta': v for k, v in take_batch(tables, order, 0, BATCH).items()
+    }
     weight = np.ones(BATCH, np.float32)
     weight[:3], weight[4:7], weight[-1] = 0, 3, 0.5
     batch['weight'] = jnp.asarray(np.roll(weight, 5 * i))

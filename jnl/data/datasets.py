@@ -82,10 +82,10 @@ def load(name: str, *, seed: int = 0) -> Dataset:
 def check_name(argument: str, name: str, known: Iterable[str]) -> None:
   """Raises for a name that is not known, and names the close matches.
 
-  >>> check_name('dataset', 'digit', ['digits', 'mnist'])
+  >>> check_name('net', 'mpl', ['mlp', 'cnn'])
   Traceback (most recent call last):
   ...
-  ValueError: unknown dataset 'digit'; did you mean 'digits'? Known: digits, mnist
+  ValueError: unknown net 'mpl'; did you mean 'mlp'? Known: mlp, cnn
   """
   known = list(known)
   close = difflib.get_close_matches(name, known, cutoff=0.5)

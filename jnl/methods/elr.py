@@ -12,6 +12,7 @@ from jnl.base import (
   Method,
   Model,
   Params,
+  Scalar,
   State,
   Table,
   check,
@@ -31,8 +32,8 @@ def elr(
   num_examples: int,
   num_classes: int,
   *,
-  beta: float = 0.7,
-  lam: float = 3.0,
+  beta: Scalar = 0.7,
+  lam: Scalar = 3.0,
   shards: int = 1,
 ) -> Method:
   r"""Cross-entropy, held back by what the network believed early on.
@@ -54,8 +55,8 @@ def elr(
     tx: the optimizer.
     num_examples: n; batches carry `index` in [0, n).
     num_classes: c.
-    beta: [0, 1), memory of the average. The paper: .7 on CIFAR-10 with symmetric
-      noise, .9 with asymmetric noise and on CIFAR-100.
+    beta: [0, 1), memory of the average. The paper: .7 on CIFAR-10 with
+      symmetric noise, .9 with asymmetric noise and on CIFAR-100.
     lam: >= 0, weight of the penalty. The paper: 3, 1, and 7 on CIFAR-100.
     shards: of the table of averages: `data_shards(n, batch_size)` for `fit`, 1
       in a loop of one's own.
@@ -73,7 +74,7 @@ def elr(
   2007.00151. Clipping and renormalization are in the official code and not in
   the paper; the code is followed.
   """
-  check((0 <= beta) & (beta < 1), f'beta must lie in [0, 1), got {beta}')
+  check((beta >= 0) & (beta < 1), f'beta must lie in [0, 1), got {beta}')
   check(lam >= 0, f'lam must not be negative, got {lam}')
 
   def init_extra(key: Key) -> Table:

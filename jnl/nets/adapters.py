@@ -1,6 +1,7 @@
 """Turns Flax modules into `Model`s: `from_linen` and `from_nnx`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax import nnx
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jnl.base import (
-  Array,
   Inputs,
   Key,
   Model,
@@ -36,7 +36,7 @@ def _call_nnx(
   return module(x)
 
 
-def _check_outputs(outputs: Outputs) -> Outputs:
+def _check_outputs(outputs: Any) -> Outputs:
   check(
     isinstance(outputs, Outputs),
     f'the network must return jnl.Outputs(logits, features), got '
@@ -50,9 +50,7 @@ def from_linen(
   module: nn.Module,
   shape: Sequence[int],
   *,
-  call: Callable[
-    [nn.Module, Inputs, Key | None, bool], Outputs
-  ] = _call_linen,
+  call: Callable[[nn.Module, Inputs, Key | None, bool], Outputs] = _call_linen,
 ) -> Model:
   """A Flax Linen module as a `Model`.
 
@@ -103,12 +101,15 @@ def from_linen(
   return Model(init, apply)
 
 
+def _split(module: nnx.Module) -> Any:
+  """(graph, parameters, random streams, other variables) of a module."""
+  return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
+
 def from_nnx(
   build: Callable[[nnx.Rngs], nnx.Module],
   *,
-  call: Callable[
-    [nnx.Module, Inputs, Key | None, bool], Outputs
-  ] = _call_nnx,
+  call: Callable[[nnx.Module, Inputs, Key | None, bool], Outputs] = _call_nnx,
 ) -> Model:
   """A Flax NNX module as a `Model`.
 
@@ -119,17 +120,15 @@ def from_nnx(
 
   Returns:
     The model; `params` are the `nnx.Param`s and `stats` all other variables but
-    the random streams, which are reseeded from the first example's key: right in
-    distribution, but not the same masks on another number of devices. For batch
-    normalization that is synchronized under shard_map and pmap too, pass
-    `axis_name='data'` there.
+    the random streams, which are reseeded from the first example's key: right
+    in distribution, but not the same masks on another number of devices. Batch
+    normalization of NNX is synchronized under jit; under shard_map and pmap it
+    is if built with `axis_name='data'`, which then cannot run elsewhere.
   """
-  seeded = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-  graph, _, streams, _ = nnx.split(seeded, nnx.Param, nnx.RngState, ...)
+  graph, _, streams, _ = _split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
   def init(key: Key) -> tuple[Params, Stats]:
-    module = build(nnx.Rngs(key))
-    _, params, _, stats = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    _, params, _, stats = _split(build(nnx.Rngs(key)))
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
   def apply(
@@ -146,9 +145,7 @@ def from_nnx(
     )
     module = nnx.merge(graph, {}, params, rngs, stats)
     outputs = _check_outputs(call(module, x, keys, train))
-    _, _, _, new = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    _, _, _, new = _split(module)
     return outputs, nnx.to_pure_dict(new) if train else stats
 
   return Model(init, apply)
-
-

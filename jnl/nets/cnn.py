@@ -10,7 +10,7 @@ from jnl.nets.layers import Dropout, batch_norm
 
 
 class StridedCNN(nn.Module):
-  """3x3 convolutions of stride 2, then a dense layer: x [b, h, w, ch] -> Outputs.
+  """3x3 convolutions of stride 2, then a dense layer: [b, h, w, ch] -> Outputs.
 
   Strides instead of pooling: about 20 times cheaper on CPU than convolutions at
   full resolution with max pooling, whose backward pass is slow there.

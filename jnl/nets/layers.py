@@ -27,7 +27,8 @@ class Dropout(nn.Module):
     check(0 <= self.rate < 1, f'rate must lie in [0, 1), got {self.rate}')
     if not train or self.rate == 0:
       return x
-    check(keys is not None, 'keys must be given to train with dropout')
+    if keys is None:
+      raise ValueError('keys must be given to train with dropout')
     keep = 1 - self.rate
 
     def mask(key: Key) -> Array:

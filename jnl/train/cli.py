@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 C = TypeVar('C')
 
 
-def option(default: Any, help: str) -> Any:  # noqa: A002
+def option(default: Any, help: str) -> Any:
   """A field of a config: its default and the line that `--help` shows."""
   return dataclasses.field(default=default, metadata={'help': help})
 
 
-def parse(config: type[C], description: str, argv: Sequence[str] | None = None) -> C:
+def parse(
+  config: type[C], description: str, argv: Sequence[str] | None = None
+) -> C:
   """Reads a config from the command line.
 
   A field `batch_size: int` becomes `--batch-size`; a bool becomes a switch
@@ -35,7 +37,8 @@ def parse(config: type[C], description: str, argv: Sequence[str] | None = None) 
   Config(rate=0.2, methods=('ce', 'elr'))
   """
   parser = argparse.ArgumentParser(
-    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   for field in dataclasses.fields(config):  # type: ignore[arg-type]
     flag = '--' + field.name.replace('_', '-')

@@ -82,10 +82,12 @@ def evaluate(
   """
   score = jax.jit(lambda state, batch: accuracy(predict, state, batch))
   batches = padded_batches(arrays, batch_size)
-  return average([score(state, b) for b in batches], batches)
+  return float(average([score(state, b) for b in batches], batches))
 
 
-def average(scores: list, batches: list[Mapping[str, np.ndarray]]) -> np.ndarray:
+def average(
+  scores: list, batches: list[Mapping[str, np.ndarray]]
+) -> np.ndarray:
   """The mean of per-batch means [...], weighted by what each batch holds."""
   counts = [np.sum(batch['weight']) for batch in batches]
   return np.average(jax.device_get(scores), axis=0, weights=counts)

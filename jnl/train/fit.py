@@ -61,7 +61,7 @@ def fit(
 
   Args:
     method: what to train.
-    data: arrays [n, ...], named as in the method's batches (`x`, `labels`, ...).
+    data: arrays [n, ...], named as in the method's batches (`x`, `labels`).
       `weight` [n] is optional.
     key: everything random follows from it, whatever the number of devices.
     epochs: passes over the data; what does not fill a batch is left out, other
@@ -200,7 +200,9 @@ def _train(
       state, metrics = program.step(state, batch, step_key)
       steps.append(metrics)
       advance()
-    row = {k: np.mean([m[k] for m in jax.device_get(steps)], 0) for k in metrics}
+    row = {
+      k: np.mean([m[k] for m in jax.device_get(steps)], 0) for k in metrics
+    }
     for name, parts in on_device.items():
       scores = [program.score(state, part) for part in parts]
       row[name] = average(scores, batches[name])
@@ -214,7 +216,7 @@ def _train(
 def _outlets(
   log: PathLike | None, label: str, steps: int
 ) -> Iterator[tuple[Callable[[Row], None], Callable[[], None]]]:
-  """Where rows and progress go: a file if named, a bar if there is a terminal."""
+  """Where rows and progress go: a file if named, a bar on a terminal."""
   with append_jsonl(log) as write:
     try:
       from tqdm import tqdm
@@ -242,7 +244,7 @@ def _plan(
   abstract = jax.eval_shape(method.init, jax.random.key(0))
   num_classes = None
   if 'x' in data:
-    row = jax.ShapeDtypeStruct((1, *data['x'].shape[1:]), data['x'].dtype)
+    row = jnp.asarray(data['x'][:1])
     logits = jax.eval_shape(method.predict, abstract, row).logits
     num_classes = logits.shape[-1]
   n = check_arrays(data, num_classes, 'data')
@@ -266,24 +268,20 @@ def _check_tables(plan: Plan, abstract: State) -> None:
         table.rows.shape[:2] == (plan.shards, rows),
         f'the method keeps a table of {table.rows.shape[:2]} (shards, rows); '
         f'{plan.n} examples in batches of {plan.batch_size} need '
-        f'{(plan.shards, rows)}: build the method with num_examples={plan.n} and '
-        f'shards={plan.shards}, that is data_shards(n, batch_size)',
+        f'{(plan.shards, rows)}: build the method with num_examples={plan.n} '
+        f'and shards={plan.shards}, that is data_shards(n, batch_size)',
       )
 
 
 def _convolves(plan: Plan, data: Arrays) -> bool:
   """Whether a step has convolutions."""
-  batch = {
-    k: jax.ShapeDtypeStruct((plan.batch_size, *v.shape[1:]), v.dtype)
-    for k, v in data.items()
-  }
-  b = (plan.batch_size,)
-  batch.setdefault('weight', jax.ShapeDtypeStruct(b, jnp.float32))
-  batch['index'] = jax.ShapeDtypeStruct(b, jnp.int32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  batch = {k: jnp.asarray(v[: plan.batch_size]) for k, v in data.items()}
+  batch.setdefault('weight', jnp.ones(plan.batch_size))
+  batch['index'] = jnp.arange(plan.batch_size)
+  key = jax.random.key(0)
   state = jax.eval_shape(plan.method.init, key)
-  traced = jax.make_jaxpr(lambda *args: step(plan, *args))(state, batch, key)
-  return 'conv_general_dilated' in str(traced)
+  traced = jax.make_jaxpr(lambda *args: step(plan, *args))
+  return 'conv_general_dilated' in str(traced(state, batch, key))
 
 
 def _of_run(arrays: Arrays, per_run: Sequence[str], r: int) -> Arrays:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jnl.base import AXIS, Batch, Key, Metrics, PyTree, State, Table, check
 
@@ -27,8 +28,9 @@ def specs(tree: PyTree) -> PyTree:
   >>> specs({'a': Table(rows=0), 'b': 1})
   {'a': Table(rows=P('data',)), 'b': P()}
   """
+  split: Any = P(AXIS)
   return jax.tree.map(
-    lambda x: Table(P(AXIS)) if _is_table(x) else P(), tree, is_leaf=_is_table
+    lambda x: Table(split) if _is_table(x) else P(), tree, is_leaf=_is_table
   )
 
 
@@ -91,7 +93,9 @@ def parallel(
   Raises:
     ValueError: if `how` is unknown.
   """
-  check(how in get_args(How), f'how must be one of {get_args(How)}, got {how!r}')
+  check(
+    how in get_args(How), f'how must be one of {get_args(How)}, got {how!r}'
+  )
   mesh = data_mesh() if mesh is None else mesh
   state_specs = specs(state)
   if how == 'pmap':
@@ -127,14 +131,16 @@ def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
   )
 
   def split(x: jax.Array) -> jax.Array:
-    return x.reshape((devices, x.shape[0] // devices) + x.shape[1:])
+    return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
   def join(x: jax.Array) -> jax.Array:
-    return x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
   def tables(f: Callable, state: State) -> State:
     return jax.tree.map(
-      lambda x: Table(f(x.rows)) if _is_table(x) else x, state, is_leaf=_is_table
+      lambda x: Table(f(x.rows)) if _is_table(x) else x,
+      state,
+      is_leaf=_is_table,
     )
 
   def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:

@@ -1,19 +1,19 @@
 """The compiled parts of training: of one run, or of many runs at once.
 
-Each part is written once, for one run in the global view. `compile_one` compiles
-them for a mesh `'data'`; `compile_many` maps them over an axis of runs, and
-spreads that axis over the devices instead.
+Each part is written once, for one run in the global view. `compile_one`
+compiles them for a mesh `'data'`; `compile_many` maps them over an axis of
+runs, and spreads that axis over the devices instead.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jnl.base import (
   AXIS,
@@ -23,6 +23,7 @@ from jnl.base import (
   Method,
   Metrics,
   PyTree,
+  Refit,
   State,
   Table,
   example_keys,
@@ -104,12 +105,18 @@ def refit_key(plan: Plan, key: Key, epoch: Array) -> Key:
   return jax.random.fold_in(jax.random.fold_in(key, REFIT), epoch)
 
 
+def _refit_of(plan: Plan) -> Refit:
+  assert plan.method.refit is not None, 'asked for by the loop alone'
+  return plan.method.refit
+
+
 def refit_rows(
   plan: Plan, state: State, tables: Tables, order: Array, i: Array, key: Key
 ) -> tuple[Array, PyTree]:
   """What the i-th batch contributes to a refit, and its index."""
   batch = take_batch(tables, order, i, plan.batch_size)
-  rows = plan.method.refit.collect(state, batch, jax.random.fold_in(key, i))
+  refit = _refit_of(plan)
+  rows = refit.collect(state, batch, jax.random.fold_in(key, i))
   return batch['index'], rows
 
 
@@ -144,7 +151,7 @@ def refit_update(
   plan: Plan, state: State, collected: PyTree, key: Key
 ) -> State:
   """The state after a refit."""
-  return plan.method.refit.update(state, collected, key)
+  return _refit_of(plan).update(state, collected, key)
 
 
 # --- the same, compiled ------------------------------------------------------
@@ -216,7 +223,7 @@ def compile_many(
   per_run: Mapping[str, bool],
   devices: Sequence[jax.Device] | None = None,
 ) -> Program:
-  """The program of many runs at once: keys, states, orders have an axis of runs.
+  """The program of many runs at once: states and keys have an axis of runs.
 
   Args:
     plan: what one run trains.
@@ -262,7 +269,7 @@ def _program(
   on_run: NamedSharding,
   per_run: Mapping[str, bool] = {},
 ) -> Program:
-  """Says for each part which arguments have an axis of runs, and what is where."""
+  """Says what is where, and which arguments have an axis of runs."""
   in_tables = {name: 2 if own else None for name, own in per_run.items()}
   in_batch = {
     name: 1 if per_run.get(name) else None for name in ('x', 'labels', 'weight')

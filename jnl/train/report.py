@@ -56,7 +56,7 @@ def append_jsonl(path: PathLike | None) -> Iterator[Callable[[Row], None]]:
     yield lambda row: (file.write(_line(row) + '\n'), None)[1]
 
 
-def mean_sd(values: Sequence[float]) -> str:
+def mean_sd(values: np.ndarray | Sequence[float]) -> str:
   """`'93.1 +- 0.4'`: mean and sample deviation of fractions, in percent."""
   percent = 100 * np.asarray(values, float)
   if len(percent) < 2:
