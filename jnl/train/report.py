@@ -97,7 +97,10 @@ def plot_curves(
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  figure, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
+  many = len(curves) > 10
+  figure, axes = plt.subplots(figsize=(9 if many else 7, 4.2))
+  if many:
+    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)
   for name, values in curves.items():
     epochs = np.arange(1, values.shape[1] + 1)
     (line,) = axes.plot(epochs, values.mean(0), label=name)
@@ -105,9 +108,15 @@ def plot_curves(
       epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.15
     )
   axes.set(title=title, xlabel='epoch', ylabel=ylabel)
-  axes.set_xlim(1, max(values.shape[1] for values in curves.values()))
+  axes.margins(x=0)
   axes.grid(alpha=0.3)
-  axes.legend()
+  axes.legend(
+    loc='center left',
+    bbox_to_anchor=(1, 0.5),
+    ncols=-(-len(curves) // 18),
+    fontsize='small',
+    frameon=False,
+  )
   with replacing(path) as partial:
-    figure.savefig(partial, dpi=150)
+    figure.savefig(partial, dpi=150, bbox_inches='tight')
   plt.close(figure)
