@@ -4,12 +4,13 @@ All start or end at 1, and a ramp of length 0 is 1 throughout.
 """
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jnl.base import Array, check
 
+Scalar = float | Array
 
-def _progress(step: ArrayLike, length: ArrayLike) -> Array:
+
+def _progress(step: Scalar, length: Scalar) -> Array:
   """step / length, held within [0, 1]; 1 for a ramp of length 0."""
   check(length >= 0, f'length must be at least 0, got {length}')
   step = jnp.asarray(step)
@@ -20,7 +21,7 @@ def _progress(step: ArrayLike, length: ArrayLike) -> Array:
   )
 
 
-def sigmoid_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+def sigmoid_rampup(step: Scalar, length: Scalar) -> Array:
   r"""Rises from e^-5 to 1.
 
   .. math:: \exp(-5 (1 - \min(s, L) / L)^2)
@@ -44,7 +45,7 @@ def sigmoid_rampup(step: ArrayLike, length: ArrayLike) -> Array:
   return jnp.exp(-5 * jnp.square(1 - _progress(step, length)))
 
 
-def sigmoid_rampdown(step: ArrayLike, length: ArrayLike) -> Array:
+def sigmoid_rampdown(step: Scalar, length: Scalar) -> Array:
   r"""Falls from 1 to e^-12.5.
 
   .. math:: \exp(-12.5\, (\min(s, L) / L)^2)
@@ -70,7 +71,7 @@ def sigmoid_rampdown(step: ArrayLike, length: ArrayLike) -> Array:
   )
 
 
-def linear_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+def linear_rampup(step: Scalar, length: Scalar) -> Array:
   r"""Rises from 0 to 1 on a line: min(s, L) / L.
 
   Args:
@@ -89,7 +90,7 @@ def linear_rampup(step: ArrayLike, length: ArrayLike) -> Array:
   return _progress(step, length)
 
 
-def cosine_rampup(step: ArrayLike, length: ArrayLike) -> Array:
+def cosine_rampup(step: Scalar, length: Scalar) -> Array:
   r"""Rises from 0 to 1 on half a cosine: (1 - cos(pi min(s, L) / L)) / 2.
 
   Args:
@@ -109,7 +110,7 @@ def cosine_rampup(step: ArrayLike, length: ArrayLike) -> Array:
 
 
 def ema_rate(
-  step: ArrayLike, *, rate: ArrayLike = 0.997, length: ArrayLike = 40_000
+  step: Scalar, *, rate: Scalar = 0.997, length: Scalar = 40_000
 ) -> Array:
   r"""How much of the old average ELR+ keeps at a step, with a ramp.
 
@@ -136,7 +137,7 @@ def ema_rate(
   return rate * sigmoid_rampup(jnp.asarray(step) + 1, length)
 
 
-def ema_rate_warmup(step: ArrayLike, *, rate: ArrayLike = 0.9999) -> Array:
+def ema_rate_warmup(step: Scalar, *, rate: Scalar = 0.9999) -> Array:
   r"""How much of the old average to keep: at first it is a plain mean.
 
   .. math:: \alpha(s) = \min(1 - 1 / (s + 1), \alpha)

@@ -243,6 +243,7 @@ BAD = {
   'lengths': ({'labels': np.zeros(9, int)}, {}, ValueError, 'length'),
   'nan': ({'x': np.full((N, 2), np.nan)}, {}, ValueError, 'x holds NaN'),
   'weight': ({'weight': np.full(N, -1.0)}, {}, ValueError, 'weight'),
+  'list': ({'x': [[0.0, 0.0]] * N}, {}, TypeError, 'x must be an array'),
   'reserved': ({'index': np.arange(N)}, {}, ValueError, "'index'"),
   'how': ({}, {'how': 'pmpa'}, ValueError, 'how'),
   'held out': (

@@ -87,7 +87,7 @@ def check_arrays(
   Raises:
     ValueError: naming the array, if lengths differ, a value is NaN or infinite,
       a label is out of range, a weight is negative, or a name is reserved.
-    TypeError: if `labels` [n] are not integers.
+    TypeError: if one is no array, or `labels` [n] are not integers.
   """
   check(len(arrays) > 0, f'{argument} must hold at least one array')
   check('index' not in arrays, f"{argument} must not hold 'index'")
@@ -98,6 +98,11 @@ def check_arrays(
     f'the arrays of {argument} must have one length above 0, got {lengths}',
   )
   for name, values in arrays.items():
+    check(
+      hasattr(values, 'dtype'),
+      f'{argument}: {name} must be an array, got {type(values).__name__}',
+      TypeError,
+    )
     if jnp.issubdtype(values.dtype, jnp.inexact):
       bad = ~np.isfinite(np.asarray(values)).reshape(n, -1).all(1)
       check(

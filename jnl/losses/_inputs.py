@@ -6,12 +6,16 @@ gathered, [..., 1]; for soft ones they are [..., c], and `expect` averages them.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from jnl.base import Array, check, is_concrete
+
+Scalar = float | Array
+"""A hyperparameter: a number, or a scalar array, which may be traced."""
 
 
 class Label(NamedTuple):
@@ -116,15 +120,25 @@ def soft(label: Label, logits: Array) -> Array:
   """Labels as distributions [..., c]: where a formula has no gathered form."""
   if label.valid is None:
     return label.values
-  own = label.values == jnp.arange(logits.shape[-1], dtype=label.values.dtype)
-  return own.astype(logits.dtype)
+  return one_hot(label.values, logits)
+
+
+def one_hot(index: Array, logits: Array) -> Array:
+  """Index [..., 1] as a distribution; a comparison that XLA fuses."""
+  classes = jnp.arange(logits.shape[-1], dtype=index.dtype)
+  return (index == classes).astype(logits.dtype)
 
 
 # --- checks of hyperparameters -----------------------------------------------
 
 
 def check_range(
-  name: str, value: Any, low: float, high: float = math.inf, *, open_low=False
+  name: str,
+  value: Scalar,
+  low: float,
+  high: float = math.inf,
+  *,
+  open_low=False,
 ) -> None:
   """Raises ValueError unless low <= value <= high; tracers are skipped."""
   above = value > low if open_low else value >= low
@@ -135,7 +149,7 @@ def check_range(
   )
 
 
-def is_zero(value: Any) -> bool:
+def is_zero(value: Scalar) -> bool:
   """Whether a hyperparameter is known to be 0; a traced one is not."""
   return is_concrete(value) and bool(value == 0)
 
@@ -179,7 +193,7 @@ def shift_and_log_sum(logits: Array) -> tuple[Array, Array]:
 
   Subtracting m + s at once would round log p to the spacing of floats near m.
   """
-  shift = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  shift = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   total = jnp.sum(jnp.exp(logits - shift), axis=-1, keepdims=True)
   return shift, jnp.log(total)
 
@@ -194,8 +208,33 @@ def log_prob(logits: Array, label: Label) -> Array:
   """Log-probabilities of the label: [..., 1], or [..., c] for soft labels."""
   if label.valid is None:
     return log_probs(logits)
+  return log_prob_at(logits, label.values)
+
+
+def log_prob_at(logits: Array, index: Array) -> Array:
+  """Log-probabilities of one class each, [..., 1]."""
   shift, log_sum = shift_and_log_sum(logits)
-  return (take(logits, label.values) - shift) - log_sum
+  return (take(logits, index) - shift) - log_sum
+
+
+def negative_entropy(logits: Array) -> Array:
+  """The sum of p log p over the classes, [..., 1].
+
+  Kept as sums over the shifted logits, here and in `sum_box_cox`: a sum over
+  classes whose terms contain log_sum costs another pass backward.
+  """
+  shift, log_sum = shift_and_log_sum(logits)
+  centered = logits - shift
+  total = jnp.sum(jnp.exp(centered) * centered, axis=-1, keepdims=True)
+  return total * jnp.exp(-log_sum) - log_sum
+
+
+def sum_box_cox(logits: Array, q: Scalar) -> Array:
+  """The sum of (1 - p^q) / q over the classes, [..., 1], by (e^a)^q (e^b)^q."""
+  shift, log_sum = shift_and_log_sum(logits)
+  total = jnp.sum(box_cox(logits - shift, q), axis=-1, keepdims=True)
+  own = logits.shape[-1] * box_cox(-log_sum, q)
+  return jnp.exp(-q * log_sum) * total + own
 
 
 def mean_log_prob(logits: Array) -> Array:
@@ -204,7 +243,17 @@ def mean_log_prob(logits: Array) -> Array:
   return jnp.mean(logits - shift, axis=-1, keepdims=True) - log_sum
 
 
-def floor(log_p: Array, clip: Any) -> Array:
+def top_class(logits: Array) -> Array:
+  """The first most probable class, [..., 1]: an argmax that XLA vectorizes."""
+  classes = logits.shape[-1]
+  top = logits == jnp.max(logits, axis=-1, keepdims=True)
+  first = jnp.min(
+    jnp.where(top, jnp.arange(classes), classes - 1), axis=-1, keepdims=True
+  )
+  return lax.stop_gradient(first)
+
+
+def floor(log_p: Array, clip: Scalar) -> Array:
   """log max(p, clip): no gradient below the clip."""
   if is_zero(clip):
     return log_p
@@ -212,13 +261,13 @@ def floor(log_p: Array, clip: Any) -> Array:
   return jnp.where(log_p < least, least, log_p)
 
 
-def box_cox(log_p: Array, q: Any) -> Array:
+def box_cox(log_p: Array, q: Scalar) -> Array:
   """(1 - p^q) / q, and its limit -log p at q = 0."""
   nonzero = jnp.where(q == 0, 1, q)
   return jnp.where(q == 0, -log_p, -expm1(nonzero * log_p) / nonzero)
 
 
-def raise_to(x: Array, exponent: Any) -> Array:
+def raise_to(x: Array, exponent: Scalar) -> Array:
   """x^exponent for x >= 0, with gradient 0 instead of infinite at x = 0."""
   positive = x > 0
   log_x = jnp.log(jnp.where(positive, x, 1))

@@ -5,9 +5,8 @@ one also lowers the other probabilities. Active and negative ones (Ye et al.
 2023): the passive loss is an active one turned upside down.
 """
 
-from jax.typing import ArrayLike
-
 from jnl.base import Array
+from jnl.losses._inputs import Scalar
 from jnl.losses.normalized import nce, nfl, ngce, nnce, nnfl
 from jnl.losses.robust import LOG_ZERO, ael, agce, aul, mae, rce
 
@@ -16,10 +15,10 @@ def nce_rce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
-  log_zero: ArrayLike = LOG_ZERO,
-  clip: ArrayLike = 0.0,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
+  log_zero: Scalar = LOG_ZERO,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Normalized cross-entropy and reverse cross-entropy.
 
@@ -58,8 +57,8 @@ def nce_mae(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
 ) -> Array:
   r"""Normalized cross-entropy and mean absolute error.
 
@@ -95,11 +94,11 @@ def nfl_rce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
-  gamma: ArrayLike = 0.5,
-  log_zero: ArrayLike = LOG_ZERO,
-  clip: ArrayLike = 0.0,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
+  gamma: Scalar = 0.5,
+  log_zero: Scalar = LOG_ZERO,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Normalized focal loss and reverse cross-entropy.
 
@@ -139,9 +138,9 @@ def nfl_mae(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
-  gamma: ArrayLike = 0.5,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
+  gamma: Scalar = 0.5,
 ) -> Array:
   r"""Normalized focal loss and mean absolute error.
 
@@ -179,11 +178,11 @@ def ngce_rce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
-  q: ArrayLike = 0.7,
-  log_zero: ArrayLike = LOG_ZERO,
-  clip: ArrayLike = 0.0,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
+  q: Scalar = 0.7,
+  log_zero: Scalar = LOG_ZERO,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Normalized generalized cross-entropy and reverse cross-entropy.
 
@@ -198,7 +197,7 @@ def ngce_rce(
     beta: weight of `rce`.
     q: in [0, 1], see `ngce`.
     log_zero: < 0, see `rce`.
-    clip: in [0, 1], see `rce`; 1e-7 in the official code.
+    clip: in [0, 1], see `ngce` and `rce`; 1e-7 in the official code.
 
   Returns:
     [...], at least float32, >= 0.
@@ -214,7 +213,7 @@ def ngce_rce(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
   for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
-  active = ngce(logits, labels, q=q)
+  active = ngce(logits, labels, q=q, clip=clip)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
   return alpha * active + beta * passive
 
@@ -223,9 +222,10 @@ def ngce_mae(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 1.0,
-  q: ArrayLike = 0.7,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 1.0,
+  q: Scalar = 0.7,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Normalized generalized cross-entropy and mean absolute error.
 
@@ -239,6 +239,7 @@ def ngce_mae(
       CIFAR-100, 1, 10 for MNIST.
     beta: weight of `mae`.
     q: in [0, 1], see `ngce`.
+    clip: in [0, 1], see `ngce`; 1e-7 in the official code.
 
   Returns:
     [...], at least float32, >= 0.
@@ -254,7 +255,7 @@ def ngce_mae(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
   for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
-  active = ngce(logits, labels, q=q)
+  active = ngce(logits, labels, q=q, clip=clip)
   passive = mae(logits, labels)
   return alpha * active + beta * passive
 
@@ -263,10 +264,10 @@ def nce_agce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 4.0,
-  a: ArrayLike = 6.0,
-  q: ArrayLike = 1.5,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 4.0,
+  a: Scalar = 6.0,
+  q: Scalar = 1.5,
 ) -> Array:
   r"""Normalized and asymmetric generalized cross-entropy.
 
@@ -305,10 +306,10 @@ def nce_aul(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 4.0,
-  a: ArrayLike = 6.3,
-  q: ArrayLike = 1.5,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 4.0,
+  a: Scalar = 6.3,
+  q: Scalar = 1.5,
 ) -> Array:
   r"""Normalized cross-entropy and asymmetric unhinged loss.
 
@@ -347,9 +348,9 @@ def nce_ael(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  beta: ArrayLike = 4.0,
-  a: ArrayLike = 5.0,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 4.0,
+  a: Scalar = 5.0,
 ) -> Array:
   r"""Normalized cross-entropy and asymmetric exponential loss.
 
@@ -387,10 +388,10 @@ def anl_ce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 5.0,
-  beta: ArrayLike = 5.0,
-  min_prob: ArrayLike = 1e-7,
-  max_prob: ArrayLike = 1.0,
+  alpha: Scalar = 5.0,
+  beta: Scalar = 5.0,
+  min_prob: Scalar = 1e-7,
+  max_prob: Scalar = 1.0,
 ) -> Array:
   r"""Active negative loss of cross-entropy.
 
@@ -433,10 +434,10 @@ def anl_fl(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 5.0,
-  beta: ArrayLike = 5.0,
-  gamma: ArrayLike = 0.5,
-  min_prob: ArrayLike = 1e-7,
+  alpha: Scalar = 5.0,
+  beta: Scalar = 5.0,
+  gamma: Scalar = 0.5,
+  min_prob: Scalar = 1e-7,
 ) -> Array:
   r"""Active negative loss of the focal loss.
 

@@ -12,6 +12,8 @@ from jnl.losses._inputs import Label, expect, log_prob, log_probs, read
 
 IMPOSSIBLE = -1e30
 """The logarithm of the probability of a label that the matrix rules out."""
+LARGEST = 60
+"""Exponents stop here: e^60 times a loss still fits float32."""
 
 
 def forward(logits: Array, labels: Array, transition: Array) -> Array:
@@ -93,7 +95,9 @@ def importance_reweight(
 
   .. math:: \ell(z, y) = -\beta \log p_y,\qquad \beta = p_y / (p T)_y
 
-  The weight has no gradient; in `t_revision` it has.
+  The weight has no gradient; in `t_revision` it has. It is at most 1 / T_yy; if
+  that is infinite it is capped at e^60, and it is 0 for a label that no class
+  can turn into.
 
   Args:
     logits: [..., c].
@@ -118,9 +122,8 @@ def importance_reweight(
   logits, label = read(logits, labels)
   transition = _read_transition(transition, logits)
   log_p = log_prob(logits, label)
-  log_weight = log_p - _log_noisy_prob(logits, label, transition)
-  weight = jax.lax.stop_gradient(jnp.exp(log_weight))
-  return expect(-weight * log_p, label)
+  weight = _weight(log_p, _log_noisy_prob(logits, label, transition))
+  return expect(-jax.lax.stop_gradient(weight) * log_p, label)
 
 
 def t_revision(
@@ -163,7 +166,7 @@ def t_revision(
   revision = _read_square(revision, logits, 'revision')
   log_p = log_prob(logits, label)
   log_noisy = _log_noisy_prob(logits, label, transition + revision)
-  return expect(-jnp.exp(log_p - log_noisy) * log_p, label)
+  return expect(-_weight(log_p, log_noisy) * log_p, label)
 
 
 def _read_square(matrix: Array, logits: Array, name: str) -> Array:
@@ -194,6 +197,12 @@ def _rows(matrix: Array, label: Label) -> Array:
   return matrix[label.values]
 
 
+def _weight(log_p: Array, log_noisy: Array) -> Array:
+  """p / noisy: capped, and 0 where the label is impossible."""
+  weight = jnp.exp(jnp.minimum(log_p - log_noisy, LARGEST))
+  return jnp.where(log_noisy == IMPOSSIBLE, 0, weight)
+
+
 def _log_noisy_prob(logits: Array, label: Label, transition: Array) -> Array:
   """log (p T)_y, [..., 1]; for soft labels of all classes, [..., c].
 
@@ -207,7 +216,7 @@ def _log_noisy_prob(logits: Array, label: Label, transition: Array) -> Array:
   shift = jnp.max(possible, axis=-1, keepdims=True)
   shift = jnp.where(jnp.isfinite(shift), shift, 0)
   shift = jax.lax.stop_gradient(shift)
-  scaled = jnp.exp(jnp.minimum(log_p - shift, 60))
+  scaled = jnp.exp(jnp.minimum(log_p - shift, LARGEST))
   total = jnp.sum(scaled * columns, axis=-1)
   some = total > 0
   log_total = jnp.log(jnp.where(some, total, 1)) + shift[..., 0]

@@ -6,18 +6,17 @@ of the whole batch and return a scalar: they take `weights`, and reduce over all
 devices, so that a split batch gives the value and gradient of the whole one.
 """
 
-import math
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+import jax.numpy as jnp
 
 from jnl.base import Array, check, global_mean, global_sum
 from jnl.losses import _inputs
-from jnl.losses._inputs import check_range, expect, log_prob, read
+from jnl.losses._inputs import Scalar, check_range, expect, log_prob, read
 from jnl.losses.cross_entropy import ce
 
 
@@ -27,8 +26,8 @@ def peer(
   peer_logits: Array,
   peer_labels: Array,
   *,
-  alpha: ArrayLike = 1.0,
-  offset: ArrayLike = 0.0,
+  alpha: Scalar = 1.0,
+  offset: Scalar = 0.0,
 ) -> Array:
   r"""Peer loss: cross-entropy less that of an unrelated input and label.
 
@@ -73,9 +72,9 @@ def cores2(
   logits: Array,
   labels: Array,
   *,
-  beta: ArrayLike = 2.0,
+  beta: Scalar = 2.0,
   prior: Array | None = None,
-  offset: ArrayLike = 0.0,
+  offset: Scalar = 0.0,
 ) -> Array:
   r"""Confidence-regularized cross-entropy: the peer term in its mean.
 
@@ -115,7 +114,7 @@ def cores2_sieve(
   labels: Array,
   *,
   prior: Array | None = None,
-  offset: ArrayLike = 0.0,
+  offset: Scalar = 0.0,
 ) -> Array:
   r"""The examples that CORES keeps: those that `cores2` with beta 1 finds <= 0.
 
@@ -224,7 +223,7 @@ def dmi(
   labels: Array,
   weights: Array,
   *,
-  offset: ArrayLike = 1e-3,
+  offset: Scalar = 1e-3,
   mean: bool = False,
 ) -> Array:
   r"""Determinant-based mutual information of predictions and labels.
@@ -273,7 +272,7 @@ def dmi(
 
 
 def mean_entropy_gap(
-  logits: Array, weights: Array, *, clip: ArrayLike = 0.0
+  logits: Array, weights: Array, *, clip: Scalar = 0.0
 ) -> Array:
   r"""How far the mean prediction is from uniform, by its entropy.
 
@@ -286,11 +285,11 @@ def mean_entropy_gap(
   Args:
     logits: [..., c].
     weights: [...], >= 0.
-    clip: probabilities are clipped to [clip, 1 - clip] before their mean, with
-      1e-7 in the official code.
+    clip: probabilities are clipped to [clip, 1 - clip] and their mean brought
+      back to sum one, with 1e-7 in the official code.
 
   Returns:
-    [], at least float32, >= 0 but for the clip; the same on every device.
+    [], at least float32, >= 0, the same on every device.
 
   Raises:
     TypeError, ValueError: if an array is malformed.
@@ -344,14 +343,14 @@ def prior_mean_kl(
 # --- the pieces --------------------------------------------------------------
 
 
-def _offset(log_p: Array, offset: ArrayLike) -> Array:
+def _offset(log_p: Array, offset: Scalar) -> Array:
   """log(p + offset)."""
   if _inputs.is_zero(offset):
     return log_p
   return jnp.logaddexp(log_p, jnp.log(offset))
 
 
-def _offset_ce(logits: Array, labels: Array, offset: ArrayLike) -> Array:
+def _offset_ce(logits: Array, labels: Array, offset: Scalar) -> Array:
   logits, label = read(logits, labels)
   return expect(-_offset(log_prob(logits, label), offset), label)
 
@@ -371,17 +370,21 @@ def _safe_log(x: Array) -> Array:
   return jnp.log(jnp.where(x > tiny, x, tiny))
 
 
-def _mean_prediction(logits: Array, weights: Array, clip: ArrayLike) -> Array:
-  """Mean of softmax over all examples of all devices, [c]."""
-  p = jnp.exp(_inputs.log_probs(_inputs.read_logits(logits)))
+def _mean_prediction(logits: Array, weights: Array, clip: Scalar) -> Array:
+  """Mean of softmax over all examples of all devices, [c]; uniform if none."""
+  logits, weights = _inputs.read_logits(logits), jnp.asarray(weights)
+  check(
+    weights.shape == logits.shape[:-1],
+    f'weights must have shape {logits.shape[:-1]}, got {weights.shape}',
+  )
+  logits = jnp.where(weights[..., None] != 0, logits, 0)  # a masked NaN
+  p = jnp.exp(_inputs.log_probs(logits))
   if not _inputs.is_zero(clip):
     p = jnp.clip(p, clip, 1 - clip)
-  weights = jnp.asarray(weights)
-  check(
-    weights.shape == p.shape[:-1],
-    f'weights must have shape {p.shape[:-1]}, got {weights.shape}',
-  )
-  return jax.vmap(global_mean, (-1, None))(p, weights)
+  mean = jax.vmap(global_mean, (-1, None))(p, weights)
+  total = jnp.sum(mean)
+  some = total > 0
+  return jnp.where(some, mean / jnp.where(some, total, 1), 1 / p.shape[-1])
 
 
 def _read_batch(
@@ -397,7 +400,7 @@ def _read_batch(
   )
   weights = weights.astype(logits.dtype)
   counts = weights != 0
-  logits = jnp.where(counts[:, None], logits, 0)  # a masked NaN stays out
+  logits = jnp.where(counts[:, None], logits, 0)  # a masked NaN
   if label.valid is not None:
     weights = jnp.where(counts & ~label.valid, jnp.nan, weights)
   return jnp.exp(_inputs.log_probs(logits)), label, weights

@@ -6,11 +6,10 @@ and get their robustness from the target (or, clipped logits, from the input).
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jnl.base import Array
 from jnl.losses import _inputs
-from jnl.losses._inputs import check_range, expect, log_prob, read
+from jnl.losses._inputs import Scalar, check_range, expect, log_prob, read
 
 
 def ce(logits: Array, labels: Array) -> Array:
@@ -39,9 +38,9 @@ def gls(
   logits: Array,
   labels: Array,
   *,
-  rate: ArrayLike = -0.6,
-  wa: ArrayLike = 0.0,
-  wb: ArrayLike = 1.0,
+  rate: Scalar = -0.6,
+  wa: Scalar = 0.0,
+  wb: Scalar = 1.0,
 ) -> Array:
   r"""Generalized label smoothing: the smoothing rate may be negative.
 
@@ -81,7 +80,7 @@ def gls(
 
 
 def label_smoothing(
-  logits: Array, labels: Array, *, smoothing: ArrayLike = 0.1
+  logits: Array, labels: Array, *, smoothing: Scalar = 0.1
 ) -> Array:
   r"""Cross-entropy against a smoothed target.
 
@@ -117,8 +116,8 @@ def bootstrap_soft(
   logits: Array,
   labels: Array,
   *,
-  beta: ArrayLike = 0.95,
-  clip: ArrayLike = 0.0,
+  beta: Scalar = 0.95,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Soft bootstrapping: the label mixed with the network's own prediction.
 
@@ -151,22 +150,23 @@ def bootstrap_soft(
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
   own = _inputs.floor(log_prob(logits, label), clip)
-  log_p = _inputs.log_probs(logits)
-  negative_entropy = jnp.sum(
-    jnp.exp(log_p) * _inputs.floor(log_p, clip), axis=-1, keepdims=True
-  )
-  return expect(-beta * own - (1 - beta) * negative_entropy, label)
+  if _inputs.is_zero(clip):
+    mean = _inputs.negative_entropy(logits)
+  else:
+    log_p = _inputs.log_probs(logits)
+    terms = jnp.exp(log_p) * _inputs.floor(log_p, clip)
+    mean = jnp.sum(terms, axis=-1, keepdims=True)
+  return expect(-beta * own - (1 - beta) * mean, label)
 
 
 def bootstrap_hard(
-  logits: Array, labels: Array, *, beta: ArrayLike = 0.8
+  logits: Array, labels: Array, *, beta: Scalar = 0.8
 ) -> Array:
   r"""Hard bootstrapping: the label mixed with the most probable class.
 
   .. math:: \ell(z, y) = -\beta \log p_y - (1 - \beta) \max_k \log p_k
 
-  Where several classes are equally most probable they share the gradient (the
-  official code gives it to the first).
+  Where several classes are equally most probable the first is meant.
 
   Args:
     logits: [..., c].
@@ -190,13 +190,12 @@ def bootstrap_hard(
   """
   check_range('beta', beta, 0, 1)
   logits, label = read(logits, labels)
-  shift, log_sum = _inputs.shift_and_log_sum(logits)
-  top = (jnp.max(logits, axis=-1, keepdims=True) - shift) - log_sum
+  top = _inputs.log_prob_at(logits, _inputs.top_class(logits))
   return expect(-beta * log_prob(logits, label) - (1 - beta) * top, label)
 
 
 def dynamic_bootstrap(
-  logits: Array, labels: Array, guesses: Array, noisy_prob: ArrayLike
+  logits: Array, labels: Array, guesses: Array, noisy_prob: Scalar
 ) -> Array:
   r"""Dynamic bootstrapping: trusts each label as far as it is likely clean.
 
@@ -230,7 +229,7 @@ def dynamic_bootstrap(
 
 
 def mixup(
-  logits: Array, labels: Array, partners: Array, ratio: ArrayLike
+  logits: Array, labels: Array, partners: Array, ratio: Scalar
 ) -> Array:
   r"""Cross-entropy of mixed inputs against two labels.
 
@@ -260,7 +259,7 @@ def mixup(
 
 
 def negative_learning(
-  logits: Array, labels: Array, *, clip: ArrayLike = 0.0
+  logits: Array, labels: Array, *, clip: Scalar = 0.0
 ) -> Array:
   r"""Negative learning: the example is said *not* to be of this class.
 
@@ -297,7 +296,7 @@ def negative_learning(
 
 def _log_not(logits: Array, log_p: Array) -> Array:
   """log(1 - p): only the top class can need the sum over all others."""
-  top = jnp.argmax(logits, axis=-1, keepdims=True)
+  top = _inputs.top_class(logits)
   others = jnp.where(top == jnp.arange(logits.shape[-1]), -jnp.inf, logits)
   shift, log_sum = _inputs.shift_and_log_sum(logits)
   shift_others, log_sum_others = _inputs.shift_and_log_sum(others)
@@ -311,8 +310,8 @@ def _log_not(logits: Array, log_p: Array) -> Array:
 def clip_logits(
   logits: Array,
   *,
-  tau: ArrayLike = 1.0,
-  order: ArrayLike = 2.0,
+  tau: Scalar = 1.0,
+  order: Scalar = 2.0,
   as_coded: bool = False,
 ) -> Array:
   r"""LogitClip: bounds the norm of the logits, for any loss that follows.
@@ -353,7 +352,7 @@ def clip_logits(
   return jnp.where(long, logits * (target / jnp.where(long, norm, 1)), logits)
 
 
-def _norm(x: Array, order: ArrayLike) -> Array:
+def _norm(x: Array, order: Scalar) -> Array:
   """Norm over the classes [..., 1], scaled so that no power overflows."""
   x = jnp.abs(x)
   largest = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))

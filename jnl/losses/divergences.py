@@ -7,21 +7,20 @@ labels is not the mixture of the losses.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+import jax.numpy as jnp
 
 from jnl.base import Array, check, is_concrete
 from jnl.losses import _inputs
-from jnl.losses._inputs import Label, check_range, expm1, read, settle
+from jnl.losses._inputs import Label, Scalar, check_range, expm1, read, settle
 
 
 def js(
   logits: Array,
   labels: Array,
   *,
-  w0: ArrayLike = 0.5,
-  clip: ArrayLike = 0.0,
+  w0: Scalar = 0.5,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Weighted Jensen-Shannon divergence, scaled to be comparable over w0.
 
@@ -47,9 +46,8 @@ def js(
     TypeError, ValueError: if `logits` or `labels` are malformed.
     ValueError: if `w0` or `clip` is out of range.
 
-  >>> z = jnp.array([0., 30.])
-  >>> f'{float(js(z, jnp.array(1))):.3f} {float(js(z, jnp.array(0))):.3f}'
-  '0.000 2.000'
+  >>> f'{float(js(jnp.array([0., 30.]), jnp.array(0))):.3f}'
+  '2.000'
 
   Reference: Englesson, Azizpour, "Generalized Jensen-Shannon Divergence Loss
   for Learning with Noisy Labels", NeurIPS 2021, arXiv 2105.04522.
@@ -69,8 +67,8 @@ def gjs(
   logits: Array,
   labels: Array,
   *,
-  weights: Sequence[ArrayLike] | Array = (0.3, 0.35, 0.35),
-  clip: ArrayLike = 0.0,
+  weights: Sequence[Scalar] | Array = (0.3, 0.35, 0.35),
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Generalized Jensen-Shannon divergence: label and several views agree.
 
@@ -113,8 +111,8 @@ def gjs_of_mean(
   logits: Array,
   labels: Array,
   *,
-  weights: Sequence[ArrayLike] | Array = (0.3, 0.35, 0.35),
-  clip: ArrayLike = 0.0,
+  weights: Sequence[Scalar] | Array = (0.3, 0.35, 0.35),
+  clip: Scalar = 0.0,
   as_coded: bool = False,
 ) -> Array:
   r"""`gjs` without its consistency term: the views are averaged first.
@@ -161,9 +159,9 @@ def anorm(
   logits: Array,
   labels: Array,
   *,
-  a: ArrayLike = 1.5,
-  p: ArrayLike = 0.9,
-  clip: ArrayLike = 0.0,
+  a: Scalar = 1.5,
+  p: Scalar = 0.9,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Asymmetric p-norm loss.
 
@@ -209,8 +207,8 @@ def bi_tempered(
   logits: Array,
   labels: Array,
   *,
-  t1: ArrayLike = 0.8,
-  t2: ArrayLike = 1.2,
+  t1: Scalar = 0.8,
+  t2: Scalar = 1.2,
 ) -> Array:
   r"""Bi-tempered logistic loss: a bounded loss of a heavy-tailed softmax.
 
@@ -245,6 +243,7 @@ def bi_tempered(
   on Bregman Divergences", NeurIPS 2019, arXiv 1906.03361.
   """
   check_range('t1', t1, 0, 1)
+  check_range('t2', t2, 0, open_low=True)
   logits, label = read(logits, labels)
   log_p = tempered_log_softmax(logits, t=t2)
   own = log_p if label.valid is None else _inputs.take(log_p, label.values)
@@ -260,7 +259,7 @@ def bi_tempered(
   return losses
 
 
-def tempered_log_softmax(logits: Array, *, t: ArrayLike = 1.2) -> Array:
+def tempered_log_softmax(logits: Array, *, t: Scalar = 1.2) -> Array:
   r"""The logarithm of the tempered softmax, normalized exactly.
 
   .. math:: \log \exp_t(z_k - \lambda),\qquad
@@ -297,15 +296,16 @@ def tempered_log_softmax(logits: Array, *, t: ArrayLike = 1.2) -> Array:
 
 # --- the pieces --------------------------------------------------------------
 
-LOG_ZERO = -1e30
+NEVER = -1e30
+"""A finite logarithm of 0."""
 
 
-def _check_weight(w0: ArrayLike) -> None:
+def _check_weight(w0: Scalar) -> None:
   check((w0 > 0) & (w0 < 1), f'w0 must lie in (0, 1), got {w0}')
 
 
 def _read_views(
-  logits: Array, labels: Array, weights: Sequence[ArrayLike] | Array
+  logits: Array, labels: Array, weights: Sequence[Scalar] | Array
 ) -> tuple[Array, Label, Array]:
   """Checks the inputs of `gjs`."""
   logits = _inputs.read_logits(logits)
@@ -328,11 +328,11 @@ def _read_views(
   return logits, label, weights
 
 
-def _scale(w0: ArrayLike) -> Array:
+def _scale(w0: Scalar) -> Array:
   return -(1 - w0) * jnp.log1p(-w0)
 
 
-def _js_of_label(log_p: Array, w0: ArrayLike) -> Array:
+def _js_of_label(log_p: Array, w0: Scalar) -> Array:
   """`js` for integer labels, from log p_y [..., 1].
 
   With r = 1 - p_y and L = -log(1 - w0) the mixture's log at y is log m, and
@@ -355,7 +355,7 @@ def _js_of_label(log_p: Array, w0: ArrayLike) -> Array:
 
 
 def _js(
-  targets: Array, log_p: Array, weights: Sequence | Array, clip: ArrayLike
+  targets: Array, log_p: Array, weights: Sequence | Array, clip: Scalar
 ) -> Array:
   """Weighted KL to the mixture of `targets` [..., c] and log_p [v, ..., c]."""
   p = jnp.exp(log_p)
@@ -374,7 +374,7 @@ def _js(
   return total
 
 
-def _clamped_log(x: Array, clip: ArrayLike) -> Array:
+def _clamped_log(x: Array, clip: Scalar) -> Array:
   """log max(x, clip), and 0 where that is log 0: its factor is 0 as well."""
   positive = x > 0
   log_x = jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), 0)
@@ -388,13 +388,15 @@ def _log_exp(x: Array, t: Array) -> Array:
   argument = rate * x
   inside = argument > -1
   tempered = jnp.log1p(jnp.where(inside, argument, 0)) / rate
-  return jnp.where(off, jnp.where(inside, tempered, LOG_ZERO), x)
+  return jnp.where(off, jnp.where(inside, tempered, NEVER), x)
 
 
 @jax.custom_jvp
+@jax.jit  # so that a loop run op by op is compiled once, not at every call
 def _tempered_normalizer(shifted: Array, t: Array) -> Array:
   """lambda [..., 1] for logits whose maximum is 0."""
-  tolerance = 2 * jnp.finfo(shifted.dtype).eps
+  # The steps converge quadratically: after one this small nothing is left.
+  tolerance = 0.1 * jnp.finfo(shifted.dtype).eps ** 0.5
 
   def step(carry):
     lam, _, count = carry

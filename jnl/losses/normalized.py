@@ -6,11 +6,10 @@ what it loses in fit, the combinations in `combined.py` give back.
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jnl.base import Array, check
 from jnl.losses import _inputs
-from jnl.losses._inputs import check_range, expect, log_prob, read
+from jnl.losses._inputs import Scalar, check_range, expect, log_prob, read
 from jnl.losses.robust import mae, rce
 
 
@@ -67,7 +66,7 @@ def nmae(logits: Array, labels: Array) -> Array:
   return mae(logits, labels) / (jnp.shape(logits)[-1] - 1)
 
 
-def nrce(logits: Array, labels: Array, *, clip: ArrayLike = 0.0) -> Array:
+def nrce(logits: Array, labels: Array, *, clip: Scalar = 0.0) -> Array:
   r"""Normalized reverse cross-entropy.
 
   .. math:: \ell(z, y) = (1 - p_y) / (c - 1)
@@ -97,7 +96,13 @@ def nrce(logits: Array, labels: Array, *, clip: ArrayLike = 0.0) -> Array:
   return reverse / (jnp.shape(logits)[-1] - 1)
 
 
-def ngce(logits: Array, labels: Array, *, q: ArrayLike = 0.7) -> Array:
+def ngce(
+  logits: Array,
+  labels: Array,
+  *,
+  q: Scalar = 0.7,
+  clip: Scalar = 0.0,
+) -> Array:
   r"""Normalized generalized cross-entropy.
 
   .. math:: \ell(z, y) = (1 - p_y^q) \Big/ \Bigl(c - \sum_k p_k^q\Bigr)
@@ -108,13 +113,15 @@ def ngce(logits: Array, labels: Array, *, q: ArrayLike = 0.7) -> Array:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
     q: in [0, 1]; .7 for CIFAR, .1 for MNIST.
+    clip: the probabilities are raised to it, which stops the gradient below.
+      The official code takes 1e-7; the default keeps the gradient.
 
   Returns:
     [...], at least float32, in [0, 1]; the sum over all labels is 1.
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `q` is out of range.
+    ValueError: if `q` or `clip` is out of range.
 
   >>> ngce(jnp.zeros([1, 4]), jnp.array([2])).tolist()
   [0.25]
@@ -123,17 +130,22 @@ def ngce(logits: Array, labels: Array, *, q: ArrayLike = 0.7) -> Array:
   for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   check_range('q', q, 0, 1)
+  check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
-  every = _inputs.box_cox(_inputs.log_probs(logits), q)
-  total = jnp.sum(every, axis=-1, keepdims=True)
-  return expect(_inputs.box_cox(log_prob(logits, label), q) / total, label)
+  if _inputs.is_zero(clip):
+    total = _inputs.sum_box_cox(logits, q)
+  else:
+    every = _inputs.floor(_inputs.log_probs(logits), clip)
+    total = jnp.sum(_inputs.box_cox(every, q), axis=-1, keepdims=True)
+  own = _inputs.floor(log_prob(logits, label), clip)
+  return expect(_inputs.box_cox(own, q) / total, label)
 
 
 def focal(
   logits: Array,
   labels: Array,
   *,
-  gamma: ArrayLike = 0.5,
+  gamma: Scalar = 0.5,
   detach: bool = False,
 ) -> Array:
   r"""Focal loss: cross-entropy that looks away from easy examples.
@@ -169,7 +181,7 @@ def nfl(
   logits: Array,
   labels: Array,
   *,
-  gamma: ArrayLike = 0.5,
+  gamma: Scalar = 0.5,
   detach: bool = True,
 ) -> Array:
   r"""Normalized focal loss.
@@ -209,8 +221,8 @@ def nnce(
   logits: Array,
   labels: Array,
   *,
-  min_prob: ArrayLike = 1e-7,
-  max_prob: ArrayLike = 1.0,
+  min_prob: Scalar = 1e-7,
+  max_prob: Scalar = 1.0,
 ) -> Array:
   r"""Normalized negative cross-entropy, a passive loss.
 
@@ -256,8 +268,8 @@ def nnfl(
   logits: Array,
   labels: Array,
   *,
-  gamma: ArrayLike = 0.5,
-  min_prob: ArrayLike = 1e-7,
+  gamma: Scalar = 0.5,
+  min_prob: Scalar = 1e-7,
   detach: bool = True,
 ) -> Array:
   r"""Normalized negative focal loss, a passive loss.
@@ -300,14 +312,14 @@ def nnfl(
   return expect(1 - surplus(log_prob(logits, label)) / total, label)
 
 
-def _focal(log_p: Array, gamma: ArrayLike, detach: bool) -> Array:
+def _focal(log_p: Array, gamma: Scalar, detach: bool) -> Array:
   factor = _inputs.raise_to(-_inputs.expm1(log_p), gamma)
   if detach:
     factor = jax.lax.stop_gradient(factor)
   return -factor * log_p
 
 
-def _check_min_prob(min_prob: ArrayLike, logits: Array) -> None:
+def _check_min_prob(min_prob: Scalar, logits: Array) -> None:
   # From 1 / c on the normalizer could be 0.
   classes = logits.shape[-1]
   check(

@@ -7,11 +7,17 @@ expected loss, sum_k t_k loss(z, k).
 import math
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jnl.base import Array, check
 from jnl.losses import _inputs
-from jnl.losses._inputs import check_range, expect, expm1, log_prob, read
+from jnl.losses._inputs import (
+  Scalar,
+  check_range,
+  expect,
+  expm1,
+  log_prob,
+  read,
+)
 from jnl.losses.cross_entropy import ce
 
 LOG_ZERO = math.log(1e-4)
@@ -50,8 +56,8 @@ def rce(
   logits: Array,
   labels: Array,
   *,
-  log_zero: ArrayLike = LOG_ZERO,
-  clip: ArrayLike = 0.0,
+  log_zero: Scalar = LOG_ZERO,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Reverse cross-entropy: the label as prediction, the prediction as label.
 
@@ -95,10 +101,10 @@ def sce(
   logits: Array,
   labels: Array,
   *,
-  alpha: ArrayLike = 0.1,
-  beta: ArrayLike = 1.0,
-  log_zero: ArrayLike = LOG_ZERO,
-  clip: ArrayLike = 0.0,
+  alpha: Scalar = 0.1,
+  beta: Scalar = 1.0,
+  log_zero: Scalar = LOG_ZERO,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Symmetric cross-entropy.
 
@@ -133,8 +139,8 @@ def gce(
   logits: Array,
   labels: Array,
   *,
-  q: ArrayLike = 0.7,
-  clip: ArrayLike = 0.0,
+  q: Scalar = 0.7,
+  clip: Scalar = 0.0,
 ) -> Array:
   r"""Generalized cross-entropy: between cross-entropy and absolute error.
 
@@ -174,8 +180,8 @@ def truncated_gce(
   labels: Array,
   weights: Array,
   *,
-  q: ArrayLike = 0.7,
-  k: ArrayLike = 0.5,
+  q: Scalar = 0.7,
+  k: Scalar = 0.5,
 ) -> Array:
   r"""Generalized cross-entropy that drops examples it finds too improbable.
 
@@ -221,7 +227,7 @@ def truncated_gce(
 
 
 def truncated_gce_weights(
-  logits: Array, labels: Array, *, k: ArrayLike = 0.5
+  logits: Array, labels: Array, *, k: Scalar = 0.5
 ) -> Array:
   r"""The examples that `truncated_gce` keeps: w = 1[p_y > k].
 
@@ -287,8 +293,8 @@ def agce(
   logits: Array,
   labels: Array,
   *,
-  a: ArrayLike = 0.6,
-  q: ArrayLike = 0.6,
+  a: Scalar = 0.6,
+  q: Scalar = 0.6,
 ) -> Array:
   r"""Asymmetric generalized cross-entropy.
 
@@ -328,8 +334,8 @@ def aul(
   logits: Array,
   labels: Array,
   *,
-  a: ArrayLike = 5.5,
-  q: ArrayLike = 3.0,
+  a: Scalar = 5.5,
+  q: Scalar = 3.0,
 ) -> Array:
   r"""Asymmetric unhinged loss (AUE in the official code).
 
@@ -363,7 +369,7 @@ def aul(
   return expect(power / q, label)
 
 
-def ael(logits: Array, labels: Array, *, a: ArrayLike = 2.5) -> Array:
+def ael(logits: Array, labels: Array, *, a: Scalar = 2.5) -> Array:
   r"""Asymmetric exponential loss.
 
   .. math:: \ell(z, y) = \exp(-p_y / a)

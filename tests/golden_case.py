@@ -1,0 +1,95 @@
+"""A golden file seen in one precision; remembers which numbers were used."""
+
+import jax.numpy as jnp
+import numpy as np
+
+OTHER = {'f32': 'f64', 'f64': 'f32'}
+DTYPES = {'f32': np.float32, 'f64': np.float64}
+
+# Relative tolerances. The reference float32 numbers carry rounding of their
+# own, most in gradients that are differences of nearly equal terms.
+VALUE = {'f32': 1e-5, 'f64': 1e-9}
+GRADIENT = {'f32': 1e-4, 'f64': 1e-9}
+# Absolute: a few roundings of terms of size one, for results that cancel to 0.
+ABSOLUTE = {'f32': 1e-6, 'f64': 1e-14}
+
+
+class Case:
+  """The arrays of a file, cast to one precision."""
+
+  def __init__(self, arrays, precision):
+    self.arrays, self.precision = arrays, precision
+    self.dtype = DTYPES[precision]
+    self.read = set()
+
+  def precisions(self):
+    """The precisions worth running, from the suffixes of the names.
+
+    Results without a suffix are float64 unless one of them is stored in
+    float32; results of float32 alone say nothing about float64.
+    """
+    suffixes = {name[-3:] for name in self.arrays} & set(DTYPES)
+    if suffixes:
+      return ['f32', 'f64'] if 'f64' in suffixes else ['f32']
+    single = any(a.dtype == np.float32 for a in self.arrays.values())
+    return ['f32'] if single else ['f32', 'f64']
+
+  def __contains__(self, name):
+    return name in self.arrays
+
+  def __getitem__(self, name):
+    """An input: floats in the precision of the case, integers as int32."""
+    self.read.add(name)
+    array = self.arrays[name]
+    if np.issubdtype(array.dtype, np.floating):
+      return jnp.asarray(array, self.dtype)
+    return jnp.asarray(array, jnp.int32)
+
+  def hp(self, name):
+    """A hyperparameter, as a Python number."""
+    name = f'hp_{name}' if f'hp_{name}' in self.arrays else name
+    self.read.add(name)
+    return self.arrays[name].item()
+
+  def expected(self, name):
+    """A result: in the precision of the case, or else the one there is."""
+    for key in (f'{name}_{self.precision}', f'{name}_{OTHER[self.precision]}'):
+      if key in self.arrays:
+        self.read.add(key)
+        return self.arrays[key]
+    self.read.add(name)
+    return self.arrays[name]
+
+  def skip(self, *names):
+    """Numbers that are not compared; the caller says why."""
+    for name in names:
+      self.read |= {k for k in self.arrays if k.startswith(name)}
+
+  def unread(self):
+    """Names of arrays that were not used, other precisions aside."""
+    other = {
+      name
+      for name in self.arrays
+      if name.endswith(OTHER[self.precision])
+      and name[:-3] + self.precision in self.arrays
+    }
+    return sorted(set(self.arrays) - other - self.read)
+
+  def value(self, actual, name, scale=1.0):
+    """Compares values; `scale` is the size of the terms that cancel in them."""
+    self._compare(actual, name, VALUE, scale)
+
+  def gradient(self, actual, name, scale=1.0):
+    """Compares gradients."""
+    self._compare(actual, name, GRADIENT, scale)
+
+  def _compare(self, actual, name, tolerance, scale):
+    actual = np.asarray(actual)
+    assert actual.dtype == self.dtype, f'{name} is {actual.dtype}'
+    np.testing.assert_allclose(
+      actual,
+      self.expected(name),
+      rtol=tolerance[self.precision],
+      atol=ABSOLUTE[self.precision] * scale,
+      err_msg=f'{name} ({self.precision})',
+    )

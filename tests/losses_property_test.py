@@ -1,0 +1,469 @@
+"""Properties that every per-example loss has, one suite over all of them.
+
+Most run op by op on one shape, [64, 4]: its small kernels are compiled once and
+shared by all losses. Each loss is compiled as a whole once.
+"""
+
+import functools
+import inspect
+
+from fixture_losses import close, draw, slope, value_and_slope
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+import numpy as np
+import pytest
+
+from jnl import losses
+from jnl.base import global_mean
+
+
+def symmetric(c, rate=0.3):
+  return (1 - rate) * np.eye(c) + rate * (1 - np.eye(c)) / max(c - 1, 1)
+
+
+# Every loss as a function of (logits, labels). Further arrays are made from
+# these row by row, so that the properties below stay true.
+
+
+def truncated_gce(z, y, **hp):
+  return losses.truncated_gce(z, y, jnp.full(z.shape[:-1], 0.5), **hp)
+
+
+def gjs(z, y, **hp):
+  return losses.gjs(jnp.stack([z, z / 2]), y, **hp)
+
+
+def gjs_of_mean(z, y, **hp):
+  return losses.gjs_of_mean(jnp.stack([z, z / 2]), y, **hp)
+
+
+def dynamic_bootstrap(z, y):
+  return losses.dynamic_bootstrap(z, y, jax.nn.softmax(z), 0.3)
+
+
+def mixup(z, y):
+  return losses.mixup(z, y, y, 0.3)
+
+
+def sop(z, y, **hp):
+  return losses.sop(
+    z, y, jnp.full(z.shape[:-1], 0.4), jnp.full(z.shape, 0.3), **hp
+  )
+
+
+def peer(z, y, **hp):
+  return losses.peer(z, y, z / 2, y, **hp)
+
+
+def f_divergence(z, y, **hp):
+  return losses.f_divergence(z, y, z / 2, y, **hp)
+
+
+def forward(z, y):
+  return losses.forward(z, y, symmetric(z.shape[-1]))
+
+
+def backward(z, y):
+  return losses.backward(z, y, symmetric(z.shape[-1]))
+
+
+def importance_reweight(z, y):
+  return losses.importance_reweight(z, y, symmetric(z.shape[-1]))
+
+
+def t_revision(z, y):
+  c = z.shape[-1]
+  return losses.t_revision(z, y, symmetric(c), 0.01 * jnp.ones([c, c]))
+
+
+CLASSWISE = [
+  losses.ce,
+  losses.gls,
+  losses.label_smoothing,
+  losses.bootstrap_soft,
+  losses.bootstrap_hard,
+  losses.negative_learning,
+  losses.mae,
+  losses.rce,
+  losses.sce,
+  losses.gce,
+  losses.taylor_ce,
+  losses.agce,
+  losses.aul,
+  losses.ael,
+  losses.nce,
+  losses.nmae,
+  losses.nrce,
+  losses.ngce,
+  losses.focal,
+  losses.nfl,
+  losses.nnce,
+  losses.nnfl,
+  losses.nce_rce,
+  losses.nce_mae,
+  losses.nfl_rce,
+  losses.nfl_mae,
+  losses.ngce_rce,
+  losses.ngce_mae,
+  losses.nce_agce,
+  losses.nce_aul,
+  losses.nce_ael,
+  losses.anl_ce,
+  losses.anl_fl,
+  losses.cores2,
+  truncated_gce,
+  dynamic_bootstrap,
+  mixup,
+  forward,
+  backward,
+  importance_reweight,
+  t_revision,
+]
+# `peer` and `f_divergence` are sums of two expected losses; the others compare
+# distributions.
+OTHERS = [
+  losses.js,
+  losses.anorm,
+  losses.bi_tempered,
+  gjs,
+  gjs_of_mean,
+  sop,
+  peer,
+  f_divergence,
+]
+LOSSES = CLASSWISE + OTHERS
+PUBLIC_NOT_PER_EXAMPLE = {
+  # functions of logits without labels, or not of the form [..., c] -> [...]
+  'clip_logits',
+  'cores2_sieve',
+  'dmi',
+  'elr_penalty',
+  'elr_plus_labels',
+  'elr_targets',
+  'kl_consistency',
+  'mean_entropy_gap',
+  'prior_mean_kl',
+  'sop_probs',
+  'tempered_log_softmax',
+  'truncated_gce_weights',
+}
+# Gradients that are meant to differ from the value's: see `detach` and beta.
+DETACHED = {'nfl', 'nnfl', 'nfl_rce', 'nfl_mae', 'anl_fl'}
+DETACHED |= {'importance_reweight', 'dynamic_bootstrap'}
+
+
+@functools.cache
+def compiled(loss):
+  """Value and slope, compiled once for all tests of float32 on [64, 4]."""
+  return jax.jit(functools.partial(value_and_slope, loss))
+
+
+every_loss = pytest.mark.parametrize('loss', LOSSES, ids=lambda f: f.__name__)
+
+
+def test_list_is_complete():
+  """A new loss has to be added above, or be named as not per example."""
+  public = {
+    name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))
+  }
+  assert public == {f.__name__ for f in LOSSES} | PUBLIC_NOT_PER_EXAMPLE
+
+
+def extremes(magnitude, c=4):
+  """Rows that are hard for a loss, with every label for each."""
+  rows = np.stack(
+    [
+      np.zeros(c),
+      np.full(c, magnitude),
+      np.full(c, -magnitude),
+      np.where(np.arange(c) == 0, magnitude, 0),
+      np.where(np.arange(c) == 0, -magnitude, 0),
+      np.where(np.arange(c) == 1, magnitude, -magnitude),
+      np.where(np.arange(c) < 2, magnitude, -magnitude),
+      np.linspace(-magnitude, magnitude, c),
+    ]
+  )
+  return np.repeat(rows, c, axis=0), np.tile(np.arange(c), len(rows))
+
+
+@every_loss
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'float16 hard',
+    'bfloat16 hard',
+    'float32 hard',
+    'float32 soft',
+    'float64 hard',
+    'float64 soft',
+  ],
+)
+def test_finite_at_extremes_and_dtype(loss, kind):
+  dtype, labels = kind.split()
+  with jax.enable_x64(dtype == 'float64'):
+    rows = [extremes(30.0), extremes(1e4)]
+    z, y = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+    z, y = jnp.asarray(z, dtype), jnp.asarray(y)
+    if labels == 'soft':
+      y = (0.75 * jax.nn.one_hot(y, 4) + 0.0625).astype(dtype)
+    run = (
+      compiled(loss)
+      if kind == 'float32 hard'
+      else (functools.partial(value_and_slope, loss))
+    )
+    value, slope = run(z, y)
+    assert value.dtype == jnp.promote_types(dtype, jnp.float32)
+    assert slope.dtype == z.dtype
+    assert np.all(np.isfinite(value))
+    assert np.all(np.isfinite(slope.astype(value.dtype)))
+
+
+@every_loss
+def test_finite_at_1e30(loss):
+  """All of them happen to be, not only functions of log_softmax."""
+  rows = [extremes(1e30), extremes(1e16)]
+  z, y = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+  value, slope = compiled(loss)(jnp.asarray(z, jnp.float32), jnp.asarray(y))
+  assert np.all(np.isfinite(value))
+  assert np.all(np.isfinite(slope))
+
+
+@every_loss
+def test_gradient_survives_where_the_label_is_hopeless(loss):
+  """p_y = e^-40: the value still falls when the logit of y rises."""
+  z, y = jnp.zeros([64, 4]).at[:, 1].set(40), jnp.zeros(64, int)
+  bounded = loss.__name__ in {
+    'nnce',  # clipped by definition
+    'nnfl',
+    'negative_learning',  # wants p_y = 0
+    'peer',  # here the other term has the same label
+    'f_divergence',
+    'importance_reweight',  # weight p_y
+    't_revision',
+    'bi_tempered',
+  }
+  own = compiled(loss)(z, y)[1][0, 0]
+  assert own < 0 or bounded, own
+
+
+@every_loss
+def test_shift_of_logits_changes_nothing(loss):
+  """Exact in binary, so that only a careless log-softmax can lose digits."""
+  if loss.__name__ in ('gjs', 'gjs_of_mean', 'peer', 'f_divergence'):
+    shift = 2048.0  # they halve the logits
+  else:
+    shift = 1024.0
+  z, y = draw()
+  z = jnp.round(z * 16) / 16
+  np.testing.assert_allclose(
+    loss(z + shift, y), loss(z, y), rtol=2e-6, atol=1e-6
+  )
+
+
+@every_loss
+@settings(max_examples=3, deadline=None, database=None)
+@given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
+def test_permutation_of_classes(loss, order, seed):
+  z, y = draw(seed=seed)
+  order = np.array(order)
+  moved = jnp.asarray(np.argsort(order)[y])
+  z_moved = jnp.asarray(np.asarray(z)[:, order])
+  value, got = compiled(loss)(z, y)
+  value_moved, got_moved = compiled(loss)(z_moved, moved)
+  close(value_moved, value, rtol=1e-4, atol=1e-5)
+  close(got_moved, np.asarray(got)[:, order], rtol=1e-3, atol=1e-5)
+
+
+@every_loss
+def test_jit_leading_dimensions_and_masked_bad_labels(loss):
+  """One compiled program, on [2, 32, 4], against the ops on [64, 4].
+
+  Inside jit a bad label makes the loss NaN; `global_mean` with weight 0 drops
+  it, and no gradient is touched.
+  """
+  z, y = draw()
+  weights = jnp.ones(64).at[:4].set(0)
+
+  @jax.jit
+  def run(y):
+    def mean(z):
+      values = loss(z, y)
+      return global_mean(values, weights.reshape(2, 32)), values
+
+    shaped = z.reshape(2, 32, 4)
+    (mean, values), got = jax.value_and_grad(mean, has_aux=True)(shaped)
+    return mean, values.reshape(64), got.reshape(64, 4)
+
+  mean, values, got = run(y.reshape(2, 32))
+  expected, expected_slope = value_and_slope(loss, z, y)
+  close(values, expected)
+  close(mean, np.mean(values[4:]))
+  close(got[4:] * 60, expected_slope[4:], rtol=1e-4, atol=1e-5)
+  assert not np.any(got[:4])
+
+  bad = y.at[:3].set(jnp.array([-1, 4, 2**31 - 1]))
+  mean_bad, values, got_bad = run(bad.reshape(2, 32))
+  assert np.isnan(values[:3]).all()
+  assert np.isfinite(values[3:]).all()
+  np.testing.assert_array_equal(mean_bad, mean)
+  np.testing.assert_array_equal(got_bad, got)
+
+
+@every_loss
+def test_rows_are_independent_and_may_be_none(loss):
+  z, y = draw()
+  close(jax.vmap(loss)(z, y), loss(z, y))  # the loss of logits [c]
+  empty, empty_slope = jax.eval_shape(
+    functools.partial(value_and_slope, loss), z[:0], y[:0]
+  )
+  assert empty.shape == (0,)
+  assert empty_slope.shape == (0, 4)
+
+
+@every_loss
+def test_label_out_of_range_raises_when_it_can_be_seen(loss):
+  z, y = draw()
+  for bad in (-1, 4):
+    with pytest.raises(ValueError, match='labels'):
+      loss(z, y.at[0].set(bad))
+
+
+@every_loss
+def test_malformed_inputs_are_named(loss):
+  z, y = draw()
+  for error, labels in (
+    (TypeError, y.astype(jnp.float32)),
+    (TypeError, y > 1),
+    (TypeError, jax.nn.one_hot(y, 4, dtype=jnp.int32)),
+    (ValueError, y[:-1]),
+    (ValueError, jax.nn.one_hot(y, 5)),
+    (ValueError, y[:, None, None]),
+  ):
+    with pytest.raises(error, match='labels'):
+      loss(z, labels)
+  with pytest.raises(ValueError, match='logits'):
+    loss(z[:, :1], jnp.zeros_like(y))
+  if loss not in (gjs, gjs_of_mean):  # halving made floats of them above
+    with pytest.raises(TypeError, match='logits'):
+      loss(jnp.zeros([64, 4], jnp.int32), y)
+
+
+@pytest.mark.parametrize('loss', CLASSWISE, ids=lambda f: f.__name__)
+def test_soft_label_is_the_expected_loss(loss):
+  z, _ = draw()
+  t = jax.nn.softmax(draw(seed=1)[0])
+  each = jnp.stack([loss(z, jnp.full(64, k)) for k in range(4)], axis=-1)
+  np.testing.assert_allclose(
+    loss(z, t), jnp.sum(t * each, axis=-1), rtol=1e-5, atol=1e-6
+  )
+
+
+@every_loss
+def test_one_hot_is_the_integer_label(loss):
+  z, y = draw()
+  t = jax.nn.one_hot(y, 4)
+  np.testing.assert_allclose(loss(z, t), loss(z, y), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    slope(loss, z, t), slope(loss, z, y), rtol=1e-4, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [loss for loss in LOSSES if loss.__name__ not in DETACHED],
+  ids=lambda f: f.__name__,
+)
+def test_derivatives(loss):
+  with jax.enable_x64(True):
+    z, y = draw(scale=1.0)
+    z = z.astype(jnp.float64)
+    check_grads(lambda z: loss(z, y), [z], order=1, rtol=1e-6)
+
+
+def hyperparameters():
+  """Every float hyperparameter of every loss."""
+  for loss in LOSSES:
+    source = getattr(losses, loss.__name__)
+    for name, p in inspect.signature(source).parameters.items():
+      if p.kind == p.KEYWORD_ONLY and type(p.default) is float:
+        yield pytest.param(loss, name, p.default, id=f'{loss.__name__}-{name}')
+
+
+@pytest.mark.parametrize(('loss', 'name', 'default'), list(hyperparameters()))
+def test_hyperparameters_may_be_traced(loss, name, default):
+  """A sweep by vmap gives what the calls one by one give."""
+  z, y = draw()
+  other = {'clip': 1e-3, 'offset': 1e-2, 'max_prob': 0.9, 'rate': 0.5}
+  other = other.get(name, 0.97 * default + (0.01 if default == 0 else 0))
+  values = np.array([default, other], np.float32)
+  sweep = jax.vmap(lambda v: loss(z, y, **{name: v}))(values)
+  assert sweep.dtype == jnp.float32
+  for v, got in zip((default, other), sweep, strict=True):
+    expected = loss(z, y, **{name: v})
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(sweep[0], sweep[1], rtol=0, atol=1e-9) or name in (
+    'clip',  # inactive at moderate logits
+    'min_prob',
+    'max_prob',
+  )
+
+
+@pytest.mark.parametrize(
+  ('loss', 'name', 'bad'),
+  [
+    (losses.gce, 'q', 1.5),
+    (losses.gce, 'q', float('nan')),
+    (losses.gce, 'clip', -0.1),
+    (losses.ngce, 'q', -0.1),
+    (losses.rce, 'log_zero', 1.0),
+    (losses.truncated_gce_weights, 'k', 0.0),
+    (losses.label_smoothing, 'smoothing', -0.1),
+    (losses.gls, 'rate', 1.1),
+    (losses.bootstrap_soft, 'beta', 1.1),
+    (losses.bootstrap_hard, 'beta', -0.1),
+    (losses.agce, 'a', -0.1),
+    (losses.agce, 'q', -0.1),
+    (losses.aul, 'a', 0.9),
+    (losses.aul, 'q', 0.0),
+    (losses.ael, 'a', 0.0),
+    (losses.anorm, 'a', 0.5),
+    (losses.anorm, 'p', 0.0),
+    (losses.js, 'w0', 0.0),
+    (losses.js, 'w0', 1.0),
+    (losses.bi_tempered, 't1', 1.5),
+    (losses.bi_tempered, 't2', 0.0),
+    (losses.focal, 'gamma', -1.0),
+    (losses.nfl, 'gamma', -1.0),
+    (losses.nnce, 'min_prob', 0.0),
+    (losses.nnce, 'min_prob', 0.3),
+    (losses.nnce, 'max_prob', 0.1),
+    (losses.nnfl, 'min_prob', 0.3),
+    (losses.taylor_ce, 'order', 0),
+    (losses.negative_learning, 'clip', 2.0),
+    (losses.cores2, 'offset', -1.0),
+  ],
+  ids=lambda v: getattr(v, '__name__', str(v)),
+)
+def test_hyperparameters_out_of_range_are_named(loss, name, bad):
+  z, y = draw()
+  with pytest.raises(ValueError, match=name):
+    loss(z, y, **{name: bad})
+
+
+def test_numpy_scalars_and_lists_are_welcome():
+  z, y = draw()
+  expected = losses.gce(z, y, q=0.5)
+  got = losses.gce(np.asarray(z).tolist(), np.asarray(y), q=np.float64(0.5))
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  assert losses.gce(z, y.astype(jnp.int8)).dtype == jnp.float32
+
+
+def test_small_label_dtype_with_many_classes():
+  """c = 300 does not fit int8: the range check must not wrap."""
+  z = jnp.zeros([2, 300])
+  values = jax.jit(losses.ce)(z, jnp.array([5, -1], jnp.int8))
+  np.testing.assert_allclose(values[0], np.log(300), rtol=1e-6)
+  assert np.isnan(values[1])

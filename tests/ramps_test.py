@@ -1,0 +1,71 @@
+"""Ramps: ends, lengths of zero, tracing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jnl import ramps
+
+RAMPS = [
+  (ramps.sigmoid_rampup, np.exp(-5), 1.0),
+  (ramps.sigmoid_rampdown, 1.0, np.exp(-12.5)),
+  (ramps.linear_rampup, 0.0, 1.0),
+  (ramps.cosine_rampup, 0.0, 1.0),
+]
+every_ramp = pytest.mark.parametrize(('ramp', 'first', 'last'), RAMPS)
+
+
+@every_ramp
+def test_ends_and_beyond(ramp, first, last):
+  values = ramp(jnp.array([0, 10, 25]), 10)
+  np.testing.assert_allclose(values, [first, last, last], rtol=1e-6, atol=1e-7)
+
+
+@every_ramp
+def test_monotone(ramp, first, last):
+  steps = np.diff(ramp(jnp.arange(41), 40))
+  assert (steps * np.sign(last - first) > 0).all()
+
+
+@every_ramp
+def test_length_zero_is_one(ramp, first, last):
+  del first, last
+  np.testing.assert_array_equal(ramp(jnp.arange(3), 0), np.ones(3))
+  slope = jax.grad(lambda s: ramp(s, 0))(1.0)
+  assert np.isfinite(slope)
+
+
+@every_ramp
+def test_traced_as_eager_and_strongly_typed(ramp, first, last):
+  del first, last
+  for length in (0, 7):
+    traced = jax.jit(ramp)(jnp.int32(3), length)
+    np.testing.assert_allclose(traced, ramp(3, length), rtol=1e-6)
+    assert traced.dtype == jnp.float32
+    assert not traced.weak_type
+    assert not ramp(3, length).weak_type
+
+
+@every_ramp
+def test_negative_length_is_named(ramp, first, last):
+  del first, last
+  with pytest.raises(ValueError, match='length'):
+    ramp(1, -1)
+
+
+def test_ema_rate():
+  assert ramps.ema_rate(40_000) == jnp.float32(0.997)
+  expected = 0.9 * np.exp(-5 * (1 - 3 / 10) ** 2)
+  got = ramps.ema_rate(2, rate=0.9, length=10)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_ema_rate_warmup_is_a_plain_mean_at_first():
+  """After s steps the average weighs all s + 1 values alike."""
+  average = 0.0
+  for step, value in enumerate([3.0, 5.0, 10.0]):
+    rate = float(ramps.ema_rate_warmup(step))
+    average = rate * average + (1 - rate) * value
+  np.testing.assert_allclose(average, 6.0, rtol=1e-6)
+  assert ramps.ema_rate_warmup(10**9, rate=0.99) == jnp.float32(0.99)
