@@ -100,7 +100,7 @@ def plot_curves(
   many = len(curves) > 10
   figure, axes = plt.subplots(figsize=(9 if many else 7, 4.2))
   if many:
-    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)
+    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'](range(20)))
   for name, values in curves.items():
     epochs = np.arange(1, values.shape[1] + 1)
     (line,) = axes.plot(epochs, values.mean(0), label=name)
