@@ -7,7 +7,8 @@ called `'data'`: `global_mean`, `global_grad` and `gather` ask at trace time
 whether that axis is bound, and communicate only then.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import difflib
 import functools
 import math
 import operator
@@ -169,6 +170,21 @@ def check(ok: Any, message: str, error: type[Exception] = ValueError) -> None:
 def is_concrete(*arrays: Any) -> bool:
   """Whether the values can be looked at: none of the arrays is being traced."""
   return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def check_name(argument: str, name: str, known: Iterable[str]) -> None:
+  """Raises for a name that is not known, and names the close matches.
+
+  >>> check_name('net', 'mpl', ['mlp', 'cnn'])
+  Traceback (most recent call last):
+  ...
+  ValueError: unknown net 'mpl'; did you mean 'mlp'? Known: mlp, cnn
+  """
+  known = list(known)
+  close = difflib.get_close_matches(name, known, cutoff=0.5)
+  hint = f'did you mean {" or ".join(map(repr, close))}? ' if close else ''
+  listed = ', '.join(known) if len(known) <= 50 else f'{len(known)} names'
+  check(name in known, f'unknown {argument} {name!r}; {hint}Known: {listed}')
 
 
 # --- across devices ----------------------------------------------------------

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from jnl.base import Outputs, example_keys
-from jnl.nets import MLP, Dropout, StridedCNN, from_linen, from_nnx
+from jnl.nets import (
+  MLP,
+  Dropout,
+  StridedCNN,
+  batch_norm,
+  build,
+  from_linen,
+  from_nnx,
+  max_pool,
+  standardize,
+)
 from jnl.train.parallel import data_mesh
 
 KEY = jax.random.key(0)
@@ -98,6 +108,80 @@ def test_batch_norm_sees_the_global_batch(check_vma):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, found
   )
+
+
+def test_batch_statistics_of_bfloat16_are_computed_in_float32():
+  x = (jax.random.normal(KEY, (4096, 2)) + 3).astype(jnp.bfloat16)
+  layer = batch_norm(True, momentum=0.0, dtype=jnp.bfloat16)
+  stats = {'mean': jnp.zeros(2), 'var': jnp.ones(2)}
+  params = {'scale': jnp.ones(2), 'bias': jnp.zeros(2)}
+  y, new = layer.apply(
+    {'params': params, 'batch_stats': stats}, x, mutable='batch_stats'
+  )
+  exact = np.asarray(x, np.float64)
+  new = new['batch_stats']
+  np.testing.assert_allclose(new['mean'], exact.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(new['var'], exact.var(0), rtol=1e-4)
+  assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 4, 3), (2, 7, 5, 3), (1, 3, 3, 1)])
+@pytest.mark.parametrize('size', [2, 3])
+def test_max_pool_is_that_of_flax_and_so_is_its_gradient(shape, size):
+  x = jax.random.normal(KEY, shape)
+  flax_pool = lambda x: nn.max_pool(x, (size, size), (size, size))
+  np.testing.assert_array_equal(max_pool(x, size), flax_pool(x))
+  weight = jax.random.normal(jax.random.key(1), flax_pool(x).shape)
+  grad = lambda f: jax.grad(lambda x: (f(x) * weight).sum())(x)
+  np.testing.assert_array_equal(
+    grad(lambda x: max_pool(x, size)), grad(flax_pool)
+  )
+
+
+def test_max_pool_shares_the_gradient_of_ties_and_checks_the_size():
+  grad = jax.grad(lambda x: max_pool(x, 2).sum())
+  np.testing.assert_array_equal(
+    grad(jnp.ones((1, 2, 2, 1))), jnp.full((1, 2, 2, 1), 0.25)
+  )
+  with pytest.raises(ValueError, match='size = 2 rows and columns, got 4 by 1'):
+    max_pool(jnp.ones((1, 4, 1, 1)), 2)
+
+
+@pytest.mark.parametrize('mean', [0.4, [0.1, 0.2, 0.3]])
+@pytest.mark.parametrize('std', [0.5, [0.5, 0.6, 0.7]])
+def test_standardize_does_so_before_the_network(mean, std):
+  model = from_linen(MLP(2, (5,), batch_norm=True), (4, 4, 3))
+  ours = standardize(model, mean, std)
+  params, stats = ours.init(KEY)
+  jax.tree.map(np.testing.assert_array_equal, (params, stats), model.init(KEY))
+  x = jax.random.uniform(KEY, (6, 4, 4, 3))
+  by_hand = (x - np.array(mean)) / np.array(std)
+  for train in (True, False):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      ours.apply(params, stats, x, None, train),
+      model.apply(params, stats, by_hand, None, train),
+    )
+
+
+def test_standardize_checks_its_arguments():
+  model = from_linen(MLP(2), (4, 4, 1))
+  with pytest.raises(ValueError, match='std must be positive'):
+    standardize(model, 0.0, [0.2, 0.0])
+  params, stats = model.init(KEY)
+  x = jnp.ones((2, 4, 4, 1))
+  for mean, std in [([0.1, 0.2, 0.3], 1.0), (0.0, [1.0, 1.0, 1.0])]:
+    with pytest.raises(ValueError, match=r'ch = 1, got \(3,\)'):
+      standardize(model, mean, std).apply(params, stats, x, None, False)
+
+
+def test_build_knows_the_networks_by_name():
+  assert build('mlp', 3) == MLP(3)
+  assert build('strided_cnn', 3, dtype=jnp.bfloat16) == StridedCNN(
+    3, dtype=jnp.bfloat16
+  )
+  with pytest.raises(ValueError, match=r"unknown net 'resnet43'.*'resnet34'"):
+    build('resnet43', 3)
 
 
 class ForeignLinen(nn.Module):

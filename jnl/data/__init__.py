@@ -7,17 +7,26 @@ from jnl.data.batches import (
   index_order,
   take_batch,
 )
-from jnl.data.datasets import Dataset, Examples, check_name, digits, load
+from jnl.data.datasets import (
+  Dataset,
+  digits,
+  from_arrays,
+  load,
+  published_order,
+)
+from jnl.data.files import Examples, human_labels
 
 __all__ = [
   'Dataset',
   'Examples',
   'check_arrays',
   'check_labels',
-  'check_name',
   'digits',
   'epoch_order',
+  'from_arrays',
+  'human_labels',
   'index_order',
   'load',
+  'published_order',
   'take_batch',
 ]

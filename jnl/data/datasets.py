@@ -1,26 +1,21 @@
-"""Data sets by name, as arrays in memory, shuffled once."""
+"""Data sets as arrays in memory: read, checked, split and shuffled once.
 
-from collections.abc import Iterable
-import difflib
+load('digits')                               embedded in scikit-learn
+load('fashion_mnist')                        through TFDS, without TensorFlow
+load('cifar10_jpg', data_dir='~/data')       local files, see `jnl.data.files`
+from_arrays(x, labels, x_test, labels_test)  your own
+"""
+
 from typing import NamedTuple
 
 import numpy as np
 
 from jnl.base import check
+from jnl.data import files, tfds
+from jnl.data.batches import check_arrays
+from jnl.data.files import Examples
 
-
-class Examples(NamedTuple):
-  """A part of a data set.
-
-  Attributes:
-    x: [n, ...] float32.
-    labels: [n] int32, clean.
-    id: [n] int32, the row in the data set as published.
-  """
-
-  x: np.ndarray
-  labels: np.ndarray
-  id: np.ndarray
+EMBEDDED = ('digits',)
 
 
 class Dataset(NamedTuple):
@@ -30,7 +25,8 @@ class Dataset(NamedTuple):
     name: as given to `load`.
     num_classes: c.
     train: what a method trains on, once its labels are made noisy.
-    validation: for choosing an epoch by labels as noisy as those of `train`.
+    validation: for choosing an epoch by labels as noisy as those of `train`;
+      with `train` it makes up the published training set.
     test: with clean labels, looked at for the report alone.
   """
 
@@ -53,44 +49,164 @@ def digits(seed: int = 0) -> Dataset:
   from sklearn.datasets import load_digits  # slow to import
 
   x, labels = load_digits(return_X_y=True)
-  x = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-  order = np.random.default_rng(seed).permutation(len(x)).astype(np.int32)
-  parts = [
-    Examples(x[rows], labels[rows].astype(np.int32), rows)
-    for rows in np.split(order, [1200, 1320])
-  ]
+  whole = Examples(
+    (x / 16).astype(np.float32).reshape(-1, 8, 8, 1),
+    labels.astype(np.int32),
+    np.arange(len(x), dtype=np.int32),
+  )
+  order = np.random.default_rng(seed).permutation(len(x))
+  parts = [take(whole, rows) for rows in np.split(order, [1200, 1320])]
   return Dataset('digits', 10, *parts)
 
 
-_LOADERS = {'digits': digits}
-
-
-def load(name: str, *, seed: int = 0) -> Dataset:
+def load(
+  name: str,
+  *,
+  data_dir: str | None = None,
+  validation: float = 0.1,
+  seed: int = 0,
+) -> Dataset:
   """A data set by name.
 
   Args:
-    name: `'digits'`.
-    seed: of the split.
+    name: `'digits'`; with `data_dir`, a data set in that folder, named as its
+      files are (`jnl.data.files`); without, an image data set of TFDS, which is
+      downloaded and prepared where need be (`jnl.data.tfds`).
+    data_dir: a folder of local files.
+    validation: the share of the training set that is held out; of digits always
+      120 rows.
+    seed: of the split and the order.
+
+  Returns:
+    The data set; pixels are divided by the largest one of the training set.
 
   Raises:
-    ValueError: for an unknown name, with the close matches.
+    ValueError: for an unknown name, with the close matches, or for files that
+      are truncated, foreign or do not fit together, naming the file.
+    FileNotFoundError: if `data_dir` holds no such data set.
   """
-  check_name('dataset', name, _LOADERS)
-  return _LOADERS[name](seed)
+  if data_dir is not None:
+    parts = files.read_folder(name, data_dir)
+  elif name in EMBEDDED:
+    return digits(seed)
+  else:
+    parts = tfds.read(name)
+  return _split(name, *parts, None, validation, seed)
 
 
-def check_name(argument: str, name: str, known: Iterable[str]) -> None:
-  """Raises for a name that is not known, and names the close matches.
+def from_arrays(
+  x: np.ndarray,
+  labels: np.ndarray,
+  x_test: np.ndarray | None = None,
+  labels_test: np.ndarray | None = None,
+  *,
+  name: str = 'arrays',
+  num_classes: int | None = None,
+  validation: float = 0.1,
+  seed: int = 0,
+) -> Dataset:
+  """A data set from arrays of your own.
 
-  >>> check_name('net', 'mpl', ['mlp', 'cnn'])
-  Traceback (most recent call last):
-  ...
-  ValueError: unknown net 'mpl'; did you mean 'mlp'? Known: mlp, cnn
+  Args:
+    x: [n, ...]; uint8 pixels are divided by the largest one, other numbers
+      taken as they are; images without channels, [n, h, w], get one.
+    labels: [n] int, clean if the test labels are to be believed.
+    x_test: [n_test, ...]; by default a quarter of `x` is the test set.
+    labels_test: [n_test] int.
+    name: what reports call it.
+    num_classes: c, by default the largest label plus one, and then every class
+      must have an example.
+    validation: the share of the training set that is held out, in (0, 1).
+    seed: of the split and the order.
+
+  Returns:
+    The data set, with the row of `x` (or `x_test`) in `id`.
+
+  Raises:
+    ValueError: naming the argument, if lengths differ, values are not finite,
+      labels are out of range, or a class is empty.
+    TypeError: if labels are not integers.
+
+  >>> import numpy as np
+  >>> data = from_arrays(np.zeros((40, 5)), np.arange(40) % 4)
+  >>> [part.x.shape for part in (data.train, data.validation, data.test)]
+  [(27, 5), (3, 5), (10, 5)]
   """
-  known = list(known)
-  close = difflib.get_close_matches(name, known, cutoff=0.5)
-  hint = f'did you mean {" or ".join(map(repr, close))}? ' if close else ''
   check(
-    name in known,
-    f'unknown {argument} {name!r}; {hint}Known: {", ".join(known)}',
+    (x_test is None) == (labels_test is None),
+    'x_test and labels_test must be given together',
+  )
+  train = files.examples(x, labels, 'x, labels')
+  test = None
+  if x_test is not None and labels_test is not None:
+    test = files.examples(x_test, labels_test, 'x_test, labels_test')
+  return _split(name, train, test, num_classes, validation, seed)
+
+
+def take(examples: Examples, rows: np.ndarray) -> Examples:
+  """Some rows of a part, in that order."""
+  return Examples(*(values[rows] for values in examples))
+
+
+def published_order(dataset: Dataset) -> Examples:
+  """The training and validation rows in the order of the published file.
+
+  Noise is drawn on these, so that a draw depends on its key and on the file
+  alone, not on how the rows are split and shuffled here.
+
+  >>> digits = load('digits')
+  >>> whole = published_order(digits)
+  >>> len(whole.labels), bool((np.diff(whole.id) > 0).all())
+  (1320, True)
+  """
+  parts = dataset.train, dataset.validation
+  whole = Examples(*map(np.concatenate, zip(*parts, strict=True)))
+  return take(whole, np.argsort(whole.id))
+
+
+def _split(
+  name: str,
+  train: Examples,
+  test: Examples | None,
+  num_classes: int | None,
+  validation: float,
+  seed: int,
+) -> Dataset:
+  """Checks, splits, shuffles, and makes numbers of pixels."""
+  check(0 < validation < 1, f'validation must lie in (0, 1), got {validation}')
+  order = np.random.default_rng(seed).permutation(len(train.labels))
+  if test is None:
+    cut = len(order) // 4
+    test, order = take(train, np.sort(order[:cut])), order[cut:]
+  cut = len(order) - max(1, round(validation * len(order)))
+  check(
+    cut > 0 and len(test.labels) > 0,
+    f'{name} has too few examples to split: {len(order)}, and '
+    f'{len(test.labels)} for the test',
+  )
+  check(
+    train.x.shape[1:] == test.x.shape[1:],
+    f'{name}: x is {train.x.shape[1:]} in training and {test.x.shape[1:]} in '
+    'the test set',
+  )
+  c = num_classes if num_classes else int(train.labels.max()) + 1
+  for part, called in ((train, 'train'), (test, 'test')):
+    check_arrays(part._asdict(), c, f'{name}, {called}')
+  counts = np.bincount(train.labels, minlength=c)
+  check(
+    num_classes or counts.all(),
+    f'{name}: labels hold no example of class {counts.argmin()} (of {c})',
+  )
+  scale = float(train.x.max()) or 1.0 if train.x.dtype == np.uint8 else 1.0
+  parts = take(train, order[:cut]), take(train, order[cut:]), test
+  return Dataset(name, c, *(_as_numbers(part, scale) for part in parts))
+
+
+def _as_numbers(examples: Examples, scale: float) -> Examples:
+  """x as float32, pixels divided by `scale`, images with a channel."""
+  x = examples.x.astype(np.float32)
+  x = x[..., None] if x.ndim == 3 else x
+  x /= np.float32(scale)
+  return Examples(
+    x, examples.labels.astype(np.int32), examples.id.astype(np.int32)
   )

@@ -1,15 +1,24 @@
 """Flax networks as `Model`s. The only room of jnl that imports flax."""
 
-from jnl.nets.adapters import from_linen, from_nnx
-from jnl.nets.cnn import StridedCNN
-from jnl.nets.layers import Dropout, batch_norm
+from jnl.nets.adapters import from_linen, from_nnx, standardize
+from jnl.nets.cnn import CNN8, StridedCNN
+from jnl.nets.layers import Dropout, batch_norm, max_pool
 from jnl.nets.mlp import MLP
+from jnl.nets.names import build
+from jnl.nets.resnet import PreActResNet, ResNet, WideResNet
 
 __all__ = [
+  'CNN8',
   'MLP',
   'Dropout',
+  'PreActResNet',
+  'ResNet',
   'StridedCNN',
+  'WideResNet',
   'batch_norm',
+  'build',
   'from_linen',
   'from_nnx',
+  'max_pool',
+  'standardize',
 ]

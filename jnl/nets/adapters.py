@@ -1,4 +1,4 @@
-"""Turns Flax modules into `Model`s: `from_linen` and `from_nnx`."""
+"""Turns Flax modules into `Model`s, and fits a `Model` to its inputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jnl.base import (
+  Array,
   Inputs,
   Key,
   Model,
@@ -149,3 +150,46 @@ def from_nnx(
     return outputs, nnx.to_pure_dict(new) if train else stats
 
   return Model(init, apply)
+
+
+def standardize(
+  model: Model,
+  mean: float | Sequence[float] | Array,
+  std: float | Sequence[float] | Array,
+) -> Model:
+  """A model whose inputs are standardized first: x -> (x - mean) / std.
+
+  So data stay raw, and augmentation works on pixels.
+
+  Args:
+    model: the network.
+    mean: [] or [ch], in the units of the inputs [b, ..., ch].
+    std: [] or [ch], > 0.
+
+  Returns:
+    The model, of the same parameters and statistics.
+
+  Raises:
+    ValueError: if a `std` is not positive, or a shape does not fit the inputs.
+
+  >>> from jnl.nets import MLP
+  >>> model = standardize(from_linen(MLP(2), (8, 8, 3)), [0.5, 0.4, 0.4], 0.2)
+  >>> params, stats = model.init(jax.random.key(0))
+  >>> x = jnp.ones((5, 8, 8, 3))
+  >>> model.apply(params, stats, x, None, False)[0].logits.shape
+  (5, 2)
+  """
+  mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+  check(jnp.all(std > 0), f'std must be positive, got {std}')
+
+  def apply(
+    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+  ) -> tuple[Outputs, Stats]:
+    for name, a in (('mean', mean), ('std', std)):
+      check(
+        a.shape in ((), x.shape[-1:]),
+        f'{name} must be [] or [ch] with ch = {x.shape[-1]}, got {a.shape}',
+      )
+    return model.apply(params, stats, (x - mean) / std, keys, train)
+
+  return Model(model.init, apply)

@@ -1,0 +1,43 @@
+"""The networks of the papers, by the names that experiments give them."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from jnl.base import check_name
+from jnl.nets.cnn import CNN8, StridedCNN
+from jnl.nets.mlp import MLP
+from jnl.nets.resnet import PreActResNet, ResNet, WideResNet
+
+
+def build(
+  name: str, classes: int, *, dtype: jnp.dtype | None = None
+) -> nn.Module:
+  """A network with the settings of its paper.
+
+  Args:
+    name: mlp, strided_cnn, cnn8, preact_resnet18, preact_resnet34, resnet34,
+      wide_resnet28_2 or wide_resnet28_10.
+    classes: number of classes.
+    dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Returns:
+    The module, for `from_linen`.
+
+  Raises:
+    ValueError: if the name is not known; it says which are.
+
+  >>> build('wide_resnet28_2', 10).widen_factor
+  2
+  """
+  nets: dict[str, nn.Module] = {
+    'mlp': MLP(classes, dtype=dtype),
+    'strided_cnn': StridedCNN(classes, dtype=dtype),
+    'cnn8': CNN8(classes, dtype=dtype),
+    'preact_resnet18': PreActResNet(classes, (2, 2, 2, 2), dtype=dtype),
+    'preact_resnet34': PreActResNet(classes, (3, 4, 6, 3), dtype=dtype),
+    'resnet34': ResNet(classes, (3, 4, 6, 3), dtype=dtype),
+    'wide_resnet28_2': WideResNet(classes, 28, 2, dtype=dtype),
+    'wide_resnet28_10': WideResNet(classes, 28, 10, dtype=dtype),
+  }
+  check_name('net', name, nets)
+  return nets[name]
