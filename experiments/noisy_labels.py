@@ -7,14 +7,21 @@ then the wrong labels; robust losses and ELR hold on.
 
   python experiments/noisy_labels.py                 # digits, 5 seeds, a minute
   python experiments/noisy_labels.py --methods ce,elr --noise pair_flip
+  python experiments/noisy_labels.py --dataset fashion_mnist --seeds 1 \\
+    --net strided_cnn --batch-size 128 --epochs 30
+  python experiments/noisy_labels.py --dataset cifar10 --batch-size 128 \\
+    --net preact_resnet18 --dtype bfloat16 --augment crop_flip --standardize
 
-Out come a table, `results.jsonl` (one line for each method and seed) and
-`accuracy.png`. An epoch is chosen by *noisy* validation, never by clean labels.
+Out come a table, `results.jsonl` (one line for each method and seed),
+`accuracy.png`, and the noisy labels of every seed as `draw_SEED.npz`, which
+`--draw` reads again. An epoch is chosen by *noisy* validation, never by clean
+labels.
 
 The default setting is fixed and not tuned: pixels / 16 and no standardization,
 which would reverse the order (ELR 65, CE 70).
 """
 
+from collections.abc import Sequence
 import dataclasses
 import time
 
@@ -23,17 +30,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jnl import losses, noise
-from jnl.base import Array, Method, check, data_shards, supervised
-from jnl.data import Dataset, check_name, load
+from jnl import losses, nets, noise
+from jnl.base import (
+  Array,
+  Method,
+  Model,
+  check,
+  check_name,
+  data_shards,
+  supervised,
+)
+from jnl.data import (
+  Dataset,
+  Examples,
+  augment,
+  human_labels,
+  load,
+  published_order,
+)
+from jnl.data.files import HUMAN
 from jnl.methods.elr import elr, mislabeled
-from jnl.nets import MLP, StridedCNN, from_linen
+from jnl.noise import NoisyLabels
 from jnl.train import report
 from jnl.train.cli import option, parse
 from jnl.train.fit import Fit, fit_many
 
-NETS = ('mlp', 'strided_cnn')
-NOISES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
+ANY_CLASSES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
+ONE_DATASET = (
+  'mnist_asymmetric', 'cifar10_asymmetric', 'cifar100_superclasses',
+  'cifar100_index_blocks',
+)  # fmt: skip
+NOISES = (
+  *ANY_CLASSES, *ONE_DATASET, 'cifar10_asymmetric_in_place', 'part_dependent',
+  *HUMAN,
+)  # fmt: skip
 LOSSES = (
   'ce', 'label_smoothing', 'gls', 'bootstrap_soft', 'bootstrap_hard', 'focal',
   'mae', 'rce', 'sce', 'gce', 'taylor_ce', 'js', 'bi_tempered',
@@ -42,7 +72,7 @@ LOSSES = (
   'aul', 'ael', 'anorm', 'anl_ce', 'anl_fl',
 )  # fmt: skip
 METHODS = ('elr', *LOSSES)
-SKIPPED = ('methods', 'dataset', 'seeds', 'out', 'smoke')
+SKIPPED = ('methods', 'dataset', 'seeds', 'out', 'smoke', 'data_dir')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +83,17 @@ class Config:
     ('ce', 'gce', 'sce', 'nce_rce', 'elr'),
     'elr, or per-example losses of jnl.losses',
   )
-  dataset: str = option('digits', 'data set')
-  net: str = option('mlp', 'network: mlp or strided_cnn')
+  dataset: str = option(
+    'digits', 'digits, an image set of TFDS, or one in data-dir'
+  )
+  data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
+  net: str = option('mlp', 'network, such as strided_cnn; see nets/names.py')
+  dtype: str = option('float32', 'of the network: float32 or bfloat16')
+  standardize: bool = option(False, 'each channel to mean 0 and deviation 1')
+  augment: str = option('none', 'none, or crop_flip: shifts by 4 and mirrors')
   noise: str = option('symmetric', f'noise: {", ".join(NOISES)}')
-  rate: float = option(0.4, 'noise rate, in [0, 1]')
+  rate: float = option(0.4, 'noise rate, in [0, 1]; people have their own')
+  draw: str = option('', 'file of noisy labels, instead of noise and rate')
   seeds: int = option(5, 'runs, each with its own noise draw')
   epochs: int = option(100, 'passes over the training set')
   batch_size: int = option(100, 'examples in a step')
@@ -69,16 +106,19 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Data -> network -> methods -> fit -> report."""
+  """Data -> noise -> network -> methods -> fit -> report."""
   if config.smoke:
     config = dataclasses.replace(config, seeds=2, epochs=2)
   check_names(config)
-  dataset = load(config.dataset)
-  transition = getattr(noise, config.noise)(dataset.num_classes, config.rate)
-  runs = jax.random.split(jax.random.key(0), (config.seeds, 3))
-  train_labels = draw(runs[:, 0], dataset.train.labels, transition)
-  validation_labels = draw(runs[:, 1], dataset.validation.labels, transition)
+  dataset = load(config.dataset, data_dir=config.data_dir or None)
+  published = published_order(dataset)
+  runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
+  draws = [draw(config, dataset, published, key) for key in runs[:, 0]]
+  train_labels = labels_of(dataset.train, draws, published)
+  validation_labels = labels_of(dataset.validation, draws, published)
   test_labels = np.tile(dataset.test.labels, (config.seeds, 1))
+  wrong = np.mean([d.flipped for d in draws], axis=1)
+  print(f'{len(published.labels)} labels, {wrong.mean():.1%} of them wrong')
 
   rows, lines, curves = [], [], {}
   for name in config.methods:
@@ -86,7 +126,7 @@ def main(config: Config) -> None:
     fitted = fit_many(
       build(name, config, dataset),
       {'x': dataset.train.x, 'labels': train_labels},
-      runs[:, 2],
+      runs[:, 1],
       per_run=('labels',),
       held_out={
         'test': {'x': dataset.test.x, 'labels': test_labels},
@@ -94,13 +134,16 @@ def main(config: Config) -> None:
       },
       epochs=config.epochs,
       batch_size=config.batch_size,
+      augment=AUGMENTS[config.augment],
       label=name,
     )
     seconds = time.perf_counter() - start
     curves[name] = fitted.history['test']
     best = best_by_validation(fitted)
     flags = flag_f1(name, fitted, train_labels, dataset.train.labels)
-    rows += result_rows(config, name, curves[name][:, -1], best, flags, seconds)
+    rows += result_rows(
+      config, name, curves[name][:, -1], best, wrong, flags, seconds
+    )
     lines.append(
       [
         name,
@@ -112,12 +155,13 @@ def main(config: Config) -> None:
     )
   header = ['method', 'last epoch', 'best by noisy val.', 'flags F1', 'seconds']
   print(report.table(header, lines))
-  title = f'{config.dataset}, {config.noise} noise {config.rate:g}'
   report.write_jsonl(f'{config.out}/results.jsonl', rows)
+  save_draws(config, draws, published, runs[:, 0])
   report.plot_curves(
     f'{config.out}/accuracy.png',
     curves,
-    title=f'{title}, {config.seeds} seeds',
+    title=f'{config.dataset}, {config.draw or config.noise}, '
+    f'{wrong.mean():.0%} wrong, seeds: {config.seeds}',
     ylabel='clean test accuracy',
   )
   print(f'\nwrote results.jsonl and accuracy.png to {config.out}')
@@ -127,22 +171,103 @@ def check_names(config: Config) -> None:
   """Raises for a name that is not known, before any work."""
   for method in config.methods:
     check_name('method', method, METHODS)
-  check_name('net', config.net, NETS)
+  nets.build(config.net, 2)
+  check_name('dtype', config.dtype, ('float32', 'bfloat16'))
+  check_name('augment', config.augment, AUGMENTS)
   check_name('noise', config.noise, NOISES)
   check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
+  check(
+    config.noise not in HUMAN or config.data_dir,
+    f'noise {config.noise} is read from files: give data-dir',
+  )
 
 
-def draw(keys: Array, labels: np.ndarray, transition: Array) -> np.ndarray:
-  """Noisy labels [runs, n], one draw for each key."""
-  corrupt = jax.vmap(noise.corrupt, (0, None, None))
-  return np.asarray(corrupt(keys, jnp.asarray(labels), transition))
+def draw(
+  config: Config, dataset: Dataset, published: Examples, key: Array
+) -> NoisyLabels:
+  """Noisy labels [n] for the training set in its published order."""
+  labels, name, rate = published.labels, config.noise, config.rate
+  if config.draw:
+    saved = noise.load_draw(
+      config.draw, dataset=config.dataset, clean=labels, id=published.id
+    )
+    return saved.draw
+  if name in HUMAN:
+    noisy, clean = human_labels(name, config.data_dir)
+    check(
+      published.id.max() < len(clean)
+      and np.array_equal(clean[published.id], labels),
+      f'the labels of {name} were given to other images than those of dataset '
+      f'{config.dataset}, or in another order',
+    )
+    noisy = noisy[published.id]
+    matrix = noise.empirical_transition(labels, noisy, dataset.num_classes)
+    return NoisyLabels(noisy, noisy != labels, matrix)
+  if name == 'cifar10_asymmetric_in_place':
+    return noise.cifar10_asymmetric_in_place(key, labels, rate)
+  if name == 'part_dependent':
+    return noise.part_dependent(
+      key, published.x, labels, dataset.num_classes, rate
+    )
+  generator = getattr(noise, name)
+  if name in ONE_DATASET:
+    return noise.corrupt(key, labels, generator(rate))
+  return noise.corrupt(key, labels, generator(dataset.num_classes, rate))
+
+
+def save_draws(
+  config: Config,
+  draws: Sequence[NoisyLabels],
+  published: Examples,
+  keys: Array,
+) -> None:
+  """Writes the draws for others to read, unless they were read themselves."""
+  if config.draw or config.noise in HUMAN:
+    return
+  for seed, (labels, key) in enumerate(zip(draws, keys, strict=True)):
+    noise.save_draw(
+      f'{config.out}/draw_{seed}.npz',
+      labels,
+      published.labels,
+      generator=config.noise,
+      rate=config.rate,
+      key=key,
+      dataset=config.dataset,
+      id=published.id,
+    )
+
+
+def labels_of(
+  part: Examples, draws: Sequence[NoisyLabels], published: Examples
+) -> np.ndarray:
+  """The noisy labels [runs, n] of a part of the data."""
+  rows = np.searchsorted(published.id, part.id)
+  return np.stack([np.asarray(d.labels)[rows] for d in draws])
+
+
+AUGMENTS = {
+  'none': None,
+  'crop_flip': augment.views(augment.compose(augment.pad_crop, augment.flip)),
+}
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+  """The network, for inputs as they are in the data set."""
+  x = dataset.train.x
+  dtype = getattr(jnp, config.dtype)
+  net = nets.build(config.net, dataset.num_classes, dtype=dtype)
+  model = nets.from_linen(net, x.shape[1:])
+  if config.standardize:
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes, dtype=np.float64)  # float32 sums of 1e8 pixels drift
+    model = nets.standardize(model, mean, x.std(axes, dtype=np.float64))
+  return model
 
 
 def build(name: str, config: Config, dataset: Dataset) -> Method:
   """The method of that name, with the settings of the published ones."""
   c, n = dataset.num_classes, len(dataset.train.labels)
-  net = MLP(c) if config.net == 'mlp' else StridedCNN(c)
-  model = from_linen(net, dataset.train.x.shape[1:])
+  model = build_model(config, dataset)
   tx = optax.chain(
     optax.add_decayed_weights(config.weight_decay),
     optax.sgd(config.learning_rate, momentum=0.9),
@@ -175,6 +300,7 @@ def result_rows(
   name: str,
   last: np.ndarray,
   best: np.ndarray,
+  wrong: np.ndarray,
   flags: np.ndarray | None,
   seconds: float,
 ) -> list[dict]:
@@ -192,6 +318,7 @@ def result_rows(
       'metric': 'accuracy',
       'last': last[seed],
       'best_val': best[seed],
+      'wrong_labels': wrong[seed],
       'seconds': seconds,
       **({} if flags is None else {'flag_f1': flags[seed]}),
     }

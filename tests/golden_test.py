@@ -11,6 +11,7 @@ import pathlib
 
 from golden_case import Case
 import golden_losses
+import golden_noise
 import jax
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import pytest
 DEFAULT = pathlib.Path(__file__).parent / 'golden'
 FOLDER = pathlib.Path(os.environ.get('JNL_GOLDEN', DEFAULT))
 FILES = sorted(FOLDER.glob('*.npz'))
-CHECKS = {**golden_losses.CHECKS}
+CHECKS = {**golden_losses.CHECKS, **golden_noise.CHECKS}
 
 
 def pair(path):

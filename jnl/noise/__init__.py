@@ -1,0 +1,105 @@
+"""Wrong labels, made to measure: matrices, draws, candidate sets, bags, files.
+
+A label generator returns `NoisyLabels(labels, flipped, probs)`; matrices are
+`T[i, j] = P(noisy = j | clean = i)`. Official code draws with numpy or Python
+generators: the distribution here is theirs, the draws are not. With y the clean
+labels, c classes and a rate r, the noise of
+
+  Patrini, Co-teaching, JoCoR, T-Revision, VolMinNet
+    symmetric     corrupt(key, y, symmetric(c, r))
+    pair flip     corrupt(key, y, pair_flip(c, r))
+    MNIST         corrupt(key, y, mnist_asymmetric(r))            also APL
+    CIFAR-10      corrupt(key, y, cifar10_asymmetric(r))
+  ELR, SOP, GJS, DivideMix, GLWS, ILL
+    symmetric     fixed_count(key, y, symmetric_inclusive(c, 1), r)
+  APL
+    symmetric     fixed_count(key, y, symmetric(c, 1), r, per_class=True)
+  CIFAR-10 asymmetric
+    GLWS, ILL     fixed_count(key, y, cifar10_asymmetric(1), r, per_class=True)
+    DivideMix     fixed_count(key, y, cifar10_asymmetric(1), r)
+    ELR, SOP, GJS, APL   cifar10_asymmetric_in_place(key, y, r)
+  CIFAR-100 asymmetric
+    Patrini, ELR, APL, LRT   corrupt(key, y, cifar100_index_blocks(r))
+    GLWS, ILL     corrupt(key, y, cifar100_pair_swaps(key2, r))
+    GJS           fixed_count(key, y, cifar100_superclasses(1), r)
+  instance dependent
+    PDN (Xia)     part_dependent(key, x, y, c, r)
+    CORES         part_dependent(key, x, y, c, r, shared=True)
+    PMD (PLC)     pmd(key, y, eta, kind=1, factor=1.43)
+  partial labels  candidate_sets(key, y, c, q), noisy_candidate_sets
+  bags            bags(key, n, num_bags, mean=10, std=1)
+"""
+
+from jnl.noise.draws import (
+  NoisyLabels,
+  cifar10_asymmetric_in_place,
+  corrupt,
+  corrupt_each,
+  empirical_transition,
+  fixed_count,
+  noise_rate,
+)
+from jnl.noise.files import SavedDraw, load_draw, save_draw
+from jnl.noise.instance import (
+  binary_pmd,
+  binary_pmd_rates,
+  part_dependent,
+  part_dependent_probs,
+  pmd,
+  pmd_probs,
+  truncated_rates,
+)
+from jnl.noise.matrices import (
+  CIFAR100_COARSE,
+  cifar10_asymmetric,
+  cifar100_index_blocks,
+  cifar100_pair_swaps,
+  cifar100_superclasses,
+  class_map,
+  mnist_asymmetric,
+  pair_flip,
+  symmetric,
+  symmetric_inclusive,
+)
+from jnl.noise.sets import (
+  Bags,
+  Candidates,
+  bags,
+  candidate_sets,
+  noisy_candidate_sets,
+)
+
+__all__ = [
+  'CIFAR100_COARSE',
+  'Bags',
+  'Candidates',
+  'NoisyLabels',
+  'SavedDraw',
+  'bags',
+  'binary_pmd',
+  'binary_pmd_rates',
+  'candidate_sets',
+  'cifar10_asymmetric',
+  'cifar10_asymmetric_in_place',
+  'cifar100_index_blocks',
+  'cifar100_pair_swaps',
+  'cifar100_superclasses',
+  'class_map',
+  'corrupt',
+  'corrupt_each',
+  'empirical_transition',
+  'fixed_count',
+  'load_draw',
+  'mnist_asymmetric',
+  'noise_rate',
+  'noisy_candidate_sets',
+  'pair_flip',
+  'part_dependent',
+  'part_dependent_probs',
+  'pmd',
+  'pmd_probs',
+  'save_draw',
+  'symmetric',
+  'symmetric_inclusive',
+  'truncated_rates',
+]
