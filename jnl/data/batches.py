@@ -104,12 +104,15 @@ def check_arrays(
       TypeError,
     )
     if jnp.issubdtype(values.dtype, jnp.inexact):
-      bad = ~np.isfinite(np.asarray(values)).reshape(n, -1).all(1)
-      check(
-        not bad.any(),
-        f'{argument}: {name} holds NaN or infinite values, first in row '
-        f'{bad.argmax()}',
-      )
+      # In parts: the array may be mapped from a file larger than the memory.
+      for first in range(0, n, 4096):
+        part = np.asarray(values[first : first + 4096])
+        bad = ~np.isfinite(part).reshape(len(part), -1).all(1)
+        check(
+          not bad.any(),
+          f'{argument}: {name} holds NaN or infinite values, first in row '
+          f'{first + bad.argmax()}',
+        )
   if 'weight' in arrays:
     check(
       (np.asarray(arrays['weight']) >= 0).all(),

@@ -1,13 +1,16 @@
 """The training loop: a method, arrays, a key, and the curves that come out.
 
 `fit` trains once; `fit_many` trains several runs of one method, seeds and noise
-draws, in one program. Data live on the device; order, batches, augmentation and
-steps are compiled, and the state is donated from step to step.
+draws, in one program. Data live on the device, or are streamed to it; order,
+batches, augmentation and steps are compiled, and the state is donated from step
+to step. With a `Checkpoint` a run that was interrupted goes on where it was.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-from typing import NamedTuple
+import pathlib
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +22,37 @@ from jnl.train.evaluate import average, padded_batches
 from jnl.train.parallel import How
 from jnl.train.program import (
   Augment,
+  Carry,
+  Feed,
+  Loop,
   Plan,
   Program,
   compile_many,
   compile_one,
-  step,
+  step_state,
 )
-from jnl.train.report import PathLike, Row, append_jsonl
+from jnl.train.report import PathLike, Row, append_jsonl, plain
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class Checkpoint(NamedTuple):
+  """Where a run is saved, and how often.
+
+  Attributes:
+    folder: of checkpoints, and of nothing else.
+    resume: go on from the last one there, if there is one.
+    every: steps between two of them, by default those of an epoch.
+    keep: how many of the last ones stay.
+    config: hyperparameters, as JSON; together with the label, the sizes of the
+      data and the key they say which run a checkpoint belongs to.
+  """
+
+  folder: PathLike
+  resume: bool = False
+  every: int | None = None
+  keep: int = 3
+  config: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Fit(NamedTuple):
@@ -54,6 +79,9 @@ def fit(
   augment: Augment | None = None,
   how: How = 'jit',
   devices: Sequence[jax.Device] | None = None,
+  loop: Loop | None = None,
+  stream: int | None = None,
+  checkpoint: Checkpoint | None = None,
   log: PathLike | None = None,
   label: str = 'fit',
 ) -> Fit:
@@ -71,20 +99,34 @@ def fit(
     augment: `(keys [b], batch) -> batch`, run inside the compiled step.
     how: see `parallel`.
     devices: by default as many of all as divide the shards of the data.
+    loop: of the steps: compiled as one (by default on accelerators), or in
+      Python (by default on CPU, where convolutions are slow in a compiled loop,
+      and always for pmap and streams). The numbers are the same.
+    stream: keep the data on the host (`np.memmap` does) and hand on batches
+      while the last ones are trained on, by so many worker processes of Grain,
+      or by a thread if 0. By default the data live on the devices.
+    checkpoint: where the run is saved and resumed from. SIGTERM then saves and
+      ends the program.
     log: a file that gets a JSON line after every epoch.
-    label: the name on the progress bar, which a terminal shows.
+    label: the name of the method, on the progress bar and in checkpoints.
 
   Returns:
     The last state and the history, [epochs] each.
 
   Raises:
-    ValueError, TypeError: naming the argument, before anything is compiled.
+    ValueError, TypeError: naming the argument, before anything is compiled, or
+      if the checkpoint belongs to another run, saying what differs.
+    OSError: if a checkpoint cannot be written; the last good one is kept.
   """
   held_out = held_out or {}
   plan = _plan(method, data, held_out, epochs, batch_size, augment)
-  program = compile_one(plan, how, devices)
-  with _outlets(log, label, epochs * program.steps) as (write, bar):
-    return _train(program, data, key, held_out, epochs, write, bar)
+  program = compile_one(plan, how, devices, loop)
+  run = _Run(program, key, held_out, epochs, checkpoint, label)
+  with (
+    _feed(program, data, key, epochs, stream) as feed,
+    _outlets(log, checkpoint, label, epochs * program.steps) as (write, bar),
+  ):
+    return _train(run, feed, write, bar)
 
 
 def fit_many(
@@ -99,6 +141,8 @@ def fit_many(
   augment: Augment | None = None,
   vectorize: bool | None = None,
   devices: Sequence[jax.Device] | None = None,
+  loop: Loop | None = None,
+  checkpoint: Checkpoint | None = None,
   log: PathLike | None = None,
   label: str = 'fit',
 ) -> Fit:
@@ -119,6 +163,9 @@ def fit_many(
       default at once, unless the step has convolutions: `vmap` slows them down.
     devices: by default as many of all as divide the runs (one after the other:
       the shards of the data).
+    loop: as for `fit`.
+    checkpoint: as for `fit`; runs one after the other have folders `run_0` and
+      so on in its folder.
     log: as for `fit`; at once, the values of a line are lists over runs.
     label: as for `fit`.
 
@@ -126,7 +173,7 @@ def fit_many(
     States and history with a leading axis of runs.
 
   Raises:
-    ValueError, TypeError: naming the argument, before anything is compiled.
+    ValueError, TypeError, OSError: as for `fit`.
   """
   held_out, runs = held_out or {}, len(keys)
   for name in per_run:
@@ -143,89 +190,195 @@ def fit_many(
   for d, h in zip(run_data, run_held_out, strict=True):
     plan = _plan(method, d, h, epochs, batch_size, augment)
   if vectorize is None:
-    vectorize = not _convolves(plan, run_data[0])
+    vectorize = not _convolves(plan)
 
   if vectorize:
     own = {name: name in per_run for name in data}
-    program = compile_many(plan, runs, own, devices)
+    program = compile_many(plan, runs, own, devices, loop)
     # [runs, n, ...] -> [n, runs, ...]: examples lead in every array.
     data = _runs_second(data, per_run)
     held_out = {k: _runs_second(v, per_run) for k, v in held_out.items()}
-    with _outlets(log, label, epochs * program.steps) as (write, bar):
-      state, history = _train(program, data, keys, held_out, epochs, write, bar)
+    run = _Run(program, keys, held_out, epochs, checkpoint, label)
+    steps = epochs * program.steps
+    with _outlets(log, checkpoint, label, steps) as (write, bar):
+      feed = Feed(program.put_data(data))
+      state, history = _train(run, feed, write, bar)
     return Fit(state, {k: np.moveaxis(v, 0, 1) for k, v in history.items()})
 
-  program = compile_one(plan, devices=devices)
-  fits = []
-  with _outlets(log, label, runs * epochs * program.steps) as (write, bar):
+  program = compile_one(plan, devices=devices, loop=loop)
+  fits, steps = [], runs * epochs * program.steps
+  with _outlets(log, checkpoint, label, steps) as (write, bar):
     for r in range(runs):
 
       def write_run(row: Row, r: int = r) -> None:
         write({'run': r, **row})
 
-      fits.append(
-        _train(
-          program, run_data[r], keys[r], run_held_out[r], epochs, write_run, bar
-        )
+      own_folder = checkpoint and checkpoint._replace(
+        folder=pathlib.Path(checkpoint.folder) / f'run_{r}'
       )
+      run = _Run(program, keys[r], run_held_out[r], epochs, own_folder, label)
+      feed = Feed(program.put_data(run_data[r]))
+      fits.append(_train(run, feed, write_run, bar))
   return jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *fits)
 
 
 # --- the loop ----------------------------------------------------------------
 
 
+class _Run(NamedTuple):
+  """What `_train` trains, but for the data."""
+
+  program: Program
+  key: Key
+  held_out: Mapping[str, Arrays]
+  epochs: int
+  checkpoint: Checkpoint | None
+  label: str
+
+
 def _train(
-  program: Program,
-  data: Arrays,
-  key: Key,
-  held_out: Mapping[str, Arrays],
-  epochs: int,
+  run: _Run,
+  feed: Feed,
   write: Callable[[Row], None],
-  advance: Callable[[], None],
+  advance: Callable[[int], None],
 ) -> Fit:
   """Runs a program. Nothing waits for the device but the end of an epoch."""
-  refit = program.plan.method.refit
-  tables = program.put_data(data)
+  program, key, held_out, epochs, checkpoint, _ = run
+  refit, steps = program.plan.method.refit, program.steps
   batches = {k: padded_batches(v) for k, v in held_out.items()}
   on_device = {k: program.put(v) for k, v in batches.items()}
-  state = program.init(key)
-  rows = []
-  for epoch in range(epochs):
-    if refit is not None and refit.when(epoch):
-      state = program.refit(state, tables, key, epoch)
-    order = program.order(key, epoch)
-    steps = []
-    for i in range(program.steps):
-      batch, step_key = program.take(tables, order, i, key, epoch)
-      state, metrics = program.step(state, batch, step_key)
-      steps.append(metrics)
-      advance()
-    row = {
-      k: np.mean([m[k] for m in jax.device_get(steps)], 0) for k in metrics
-    }
-    for name, parts in on_device.items():
-      scores = [program.score(state, part) for part in parts]
-      row[name] = average(scores, batches[name])
-    write({'epoch': epoch + 1, **row})
-    rows.append(row)
-  history = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-  return Fit(state, history)
+  stride, every = _strides(program, checkpoint)
+  with _saving(run) as (save, restore, stopping):
+    carry = program.start(program.init(key))
+    carry, first, done, rows = restore(carry)
+    advance(first * steps + done)
+    for epoch in range(first, epochs):
+      if done == 0:
+        state = carry.state
+        if refit is not None and refit.when(epoch):
+          state = program.refit(state, feed, key, epoch)
+        carry = program.start(state)
+      order = program.order(key, epoch)
+      while done < steps:
+        to_save = every - (epoch * steps + done) % every
+        last = min(steps, done + stride, done + to_save)
+        carry = program.run(carry, feed, order, key, epoch, done, last)
+        advance(last - done)
+        due = last - done == to_save
+        done = last
+        if done < steps and (due or stopping()):
+          save(carry, epoch, done, rows)
+      row = jax.device_get(dict(carry.means))
+      for name, parts in on_device.items():
+        scores = [program.score(carry.state, part) for part in parts]
+        row[name] = average(scores, batches[name])
+      rows.append(plain(row))
+      write({'epoch': epoch + 1, **row})
+      done = 0
+      if due or epoch + 1 == epochs or stopping():
+        save(carry, epoch + 1, 0, rows)
+  history = {k: np.array([row[k] for row in rows]) for k in rows[0]}
+  return Fit(carry.state, history)
+
+
+def _strides(
+  program: Program, checkpoint: Checkpoint | None
+) -> tuple[int, int]:
+  """Steps between two looks at the clock, and between two checkpoints."""
+  every = checkpoint.every if checkpoint and checkpoint.every else program.steps
+  check(every >= 1, f'checkpoint.every must be at least 1, got {every}')
+  # A compiled loop is left some twenty times in an epoch, for the progress bar.
+  stride = 1 if program.loop == 'python' else max(1, program.steps // 20)
+  return stride, every
+
+
+@contextlib.contextmanager
+def _saving(run: _Run) -> Iterator[tuple[Callable, Callable, Callable]]:
+  """Gives `save`, `restore` and `stopping`; idle without a checkpoint."""
+  program, key, _, epochs, checkpoint, label = run
+  if checkpoint is None:
+    yield lambda *_: None, lambda carry: (carry, 0, 0, []), lambda: False
+    return
+  from jnl.train import checkpoint as checkpoints  # Orbax is slow to import
+
+  plan = program.plan
+  about = {
+    'method': label,
+    'config': plain(dict(checkpoint.config)),
+    'data': {'n': plan.n, 'batch_size': plan.batch_size, 'shards': plan.shards},
+    'key': np.asarray(jax.random.key_data(key)).tolist(),
+  }
+  with (
+    checkpoints.open_checkpoints(
+      checkpoint.folder, about, resume=checkpoint.resume, keep=checkpoint.keep
+    ) as opened,
+    checkpoints.noticing_sigterm() as stopping,
+  ):
+
+    def restore(carry: Carry) -> tuple[Carry, int, int, list]:
+      found = opened.restore(program.abstract(carry))
+      if found is None:
+        return carry, 0, 0, []
+      carry, position = found
+      epoch = position['epoch']
+      check(
+        epoch <= epochs,
+        f'epochs is {epochs}, but the checkpoint in {checkpoint.folder} has '
+        f'trained for {epoch}',
+      )
+      return carry, epoch, position['step'], position['history']
+
+    def save(carry: Carry, epoch: int, step: int, rows: list) -> None:
+      position = {'epoch': epoch, 'step': step, 'history': rows}
+      opened.save(epoch * program.steps + step, carry, position)
+      if stopping():
+        checkpoints.say(
+          f'SIGTERM: saved epoch {epoch}, step {step} to {checkpoint.folder}; '
+          'resume to go on'
+        )
+        raise SystemExit(128 + 15)
+
+    yield save, restore, stopping
+
+
+@contextlib.contextmanager
+def _feed(
+  program: Program, data: Arrays, key: Key, epochs: int, stream: int | None
+) -> Iterator[Feed]:
+  """The data, on the devices or streamed to them."""
+  if stream is None:
+    yield Feed(program.put_data(data))
+    return
+  from jnl.data.stream import streaming  # Grain is slow to import
+
+  plan = program.plan
+  order = lambda epoch: np.asarray(program.order(key, epoch))
+  with streaming(
+    data,
+    order,
+    shards=plan.shards,
+    batch_size=plan.batch_size,
+    epochs=epochs,
+    workers=stream,
+  ) as batches:
+    yield Feed({}, batches)
 
 
 @contextlib.contextmanager
 def _outlets(
-  log: PathLike | None, label: str, steps: int
-) -> Iterator[tuple[Callable[[Row], None], Callable[[], None]]]:
+  log: PathLike | None, checkpoint: Checkpoint | None, label: str, steps: int
+) -> Iterator[tuple[Callable[[Row], None], Callable[[int], None]]]:
   """Where rows and progress go: a file if named, a bar on a terminal."""
-  with append_jsonl(log) as write:
+  resume = checkpoint is not None and checkpoint.resume
+  with append_jsonl(log, known=('run', 'epoch') if resume else ()) as write:
     try:
       from tqdm import tqdm
     except ImportError:  # it belongs to the extra `experiments`
-      yield write, lambda: None
+      yield write, lambda steps: None
       return
     # disable=None: quiet unless standard error is a terminal.
     with tqdm(total=steps, desc=label, unit='step', disable=None) as bar:
-      yield write, lambda: (bar.update(), None)[1]
+      yield write, lambda steps: (bar.update(steps), None)[1]
 
 
 # --- checks ------------------------------------------------------------------
@@ -254,9 +407,26 @@ def _plan(
       f'held_out[{name!r}] must hold x and labels, got {sorted(arrays)}',
     )
     check_arrays(arrays, num_classes, f'held_out[{name!r}]')
-  plan = Plan(method, n, data_shards(n, batch_size), batch_size, augment)
+  shards = data_shards(n, batch_size)
+  batch = _abstract_batch(data, batch_size)
+  plan = Plan(method, n, shards, batch_size, batch, augment)
   _check_tables(plan, abstract)
   return plan
+
+
+def _abstract_batch(
+  data: Arrays, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `take_batch` gives."""
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *values.shape[1:]), jnp.asarray(values[:1]).dtype
+    )
+    for name, values in data.items()
+  }
+  weight = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+  index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+  return {'weight': weight, **batch, 'index': index}
 
 
 def _check_tables(plan: Plan, abstract: State) -> None:
@@ -273,15 +443,12 @@ def _check_tables(plan: Plan, abstract: State) -> None:
       )
 
 
-def _convolves(plan: Plan, data: Arrays) -> bool:
+def _convolves(plan: Plan) -> bool:
   """Whether a step has convolutions."""
-  batch = {k: jnp.asarray(v[: plan.batch_size]) for k, v in data.items()}
-  batch.setdefault('weight', jnp.ones(plan.batch_size))
-  batch['index'] = jnp.arange(plan.batch_size)
   key = jax.random.key(0)
   state = jax.eval_shape(plan.method.init, key)
-  traced = jax.make_jaxpr(lambda *args: step(plan, *args))
-  return 'conv_general_dilated' in str(traced(state, batch, key))
+  traced = jax.make_jaxpr(lambda *args: step_state(plan, *args))
+  return 'conv_general_dilated' in str(traced(state, plan.batch, key))
 
 
 def _of_run(arrays: Arrays, per_run: Sequence[str], r: int) -> Arrays:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jnl.base import AXIS, Batch, Key, Metrics, PyTree, State, Table, check
 
 How = Literal['jit', 'shard_map', 'pmap']
-Step = Callable[[State, Batch, Key], tuple[State, Metrics]]
+Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
 
 def _is_table(x: Any) -> bool:

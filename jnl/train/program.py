@@ -3,14 +3,18 @@
 Each part is written once, for one run in the global view. `compile_one`
 compiles them for a mesh `'data'`; `compile_many` maps them over an axis of
 runs, and spreads that axis over the devices instead.
+
+Steps follow each other in one compiled loop on accelerators, and in Python on
+CPU, where XLA runs a convolution inside a loop an order of magnitude slower.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -36,6 +40,7 @@ from jnl.train.parallel import How, data_mesh, parallel, place, shardings
 
 Augment = Callable[[Key, Batch], Batch]
 Tables = Mapping[str, Table]
+Loop = Literal['compiled', 'python']
 
 INIT, ORDER, STEP, REFIT = range(4)
 """Tags of the four roots that a run's key is folded into."""
@@ -51,6 +56,7 @@ class Plan(NamedTuple):
     n: training examples.
     shards: of the tables of data, `data_shards(n, batch_size)`.
     batch_size: examples in a step.
+    batch: shapes and dtypes of a batch, before augmentation.
     augment: `(keys [b], batch) -> batch`, or None.
   """
 
@@ -58,7 +64,35 @@ class Plan(NamedTuple):
   n: int
   shards: int
   batch_size: int
+  batch: Mapping[str, jax.ShapeDtypeStruct]
   augment: Augment | None = None
+
+
+class Carry(NamedTuple):
+  """What one step hands to the next; with the position it is a checkpoint.
+
+  Attributes:
+    state: of the method.
+    means: of its metrics over the steps of the epoch so far.
+    steps: [] int32, their number.
+  """
+
+  state: State
+  means: Metrics
+  steps: Array
+
+
+class Feed(NamedTuple):
+  """Where batches come from.
+
+  Attributes:
+    tables: what lives on the devices.
+    stream: `(epoch, first) -> batches` of what does not, from step `first` of
+      the epoch on; None if there is nothing. Epoch -1 is in index order.
+  """
+
+  tables: Tables
+  stream: Callable[[int, int], Iterator[Batch]] | None = None
 
 
 # --- the parts, for one run --------------------------------------------------
@@ -84,7 +118,7 @@ def take(
   return batch, jax.random.fold_in(key, i)
 
 
-def step(
+def step_state(
   plan: Plan, state: State, batch: Batch, key: Key
 ) -> tuple[State, Metrics]:
   """The method's step on an augmented batch."""
@@ -92,6 +126,28 @@ def step(
     tagged = jax.random.fold_in(key, AUGMENT_TAG)
     batch = plan.augment(example_keys(tagged, batch['index']), batch)
   return plan.method.step(state, batch, key)
+
+
+def start(plan: Plan, state: State) -> Carry:
+  """The carry before the first step of an epoch."""
+  one = functools.partial(step_state, plan)
+  _, metrics = jax.eval_shape(one, state, plan.batch, jax.random.key(0))
+  means = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+  return Carry(state, means, jnp.int32(0))
+
+
+def step(
+  plan: Plan, carry: Carry, batch: Batch, key: Key
+) -> tuple[Carry, Metrics]:
+  """A step, and the running means of its metrics."""
+  state, metrics = step_state(plan, carry.state, batch, key)
+  steps = carry.steps + 1
+  means = jax.tree.map(
+    lambda mean, m: (mean + (m - mean) / steps).astype(mean.dtype),
+    carry.means,
+    metrics,
+  )
+  return Carry(state, means, steps), {}
 
 
 def score(plan: Plan, state: State, batch: Batch) -> Array:
@@ -110,22 +166,9 @@ def _refit_of(plan: Plan) -> Refit:
   return plan.method.refit
 
 
-def refit_rows(
-  plan: Plan, state: State, tables: Tables, order: Array, i: Array, key: Key
-) -> tuple[Array, PyTree]:
-  """What the i-th batch contributes to a refit, and its index."""
-  batch = take_batch(tables, order, i, plan.batch_size)
-  refit = _refit_of(plan)
-  rows = refit.collect(state, batch, jax.random.fold_in(key, i))
-  return batch['index'], rows
-
-
-def refit_blank(
-  plan: Plan, state: State, tables: Tables, order: Array, key: Key
-) -> PyTree:
+def refit_blank(plan: Plan, state: State, key: Key) -> PyTree:
   """Empty tables for what a refit collects."""
-  rows_of = functools.partial(refit_rows, plan)
-  _, rows = jax.eval_shape(rows_of, state, tables, order, jnp.int32(0), key)
+  rows = jax.eval_shape(_refit_of(plan).collect, state, plan.batch, key)
 
   def table(r: jax.ShapeDtypeStruct) -> Table:
     return pack_rows(jnp.zeros((plan.n, *r.shape[1:]), r.dtype), plan.shards)
@@ -134,16 +177,11 @@ def refit_blank(
 
 
 def refit_collect(
-  plan: Plan,
-  collected: PyTree,
-  state: State,
-  tables: Tables,
-  order: Array,
-  i: Array,
-  key: Key,
+  plan: Plan, collected: PyTree, state: State, batch: Batch, key: Key
 ) -> PyTree:
-  """The collected tables with the rows of the i-th batch."""
-  index, rows = refit_rows(plan, state, tables, order, i, key)
+  """The collected tables with the rows of a batch."""
+  rows = _refit_of(plan).collect(state, batch, key)
+  index = batch['index']
   return jax.tree.map(lambda r, t: write_rows(t, index, r), rows, collected)
 
 
@@ -162,21 +200,28 @@ class Program(NamedTuple):
 
   Attributes:
     plan: what is trained.
+    loop: of the steps.
     put_data: `arrays [n, ...] -> tables`, on the devices.
     put: an array onto the devices, whole on each.
-    init, order, take, step, score: the parts; `step` donates the state.
-    refit: `(state, tables, key, epoch) -> state`.
+    init, order, score: the parts.
+    abstract: shapes, dtypes and shardings of a carry, for restoring one.
+    start: `state -> carry` before an epoch; donates the state.
+    run: `(carry, feed, order, key, epoch, first, last) -> carry`, the steps
+      from first to last; donates the carry.
+    refit: `(state, feed, key, epoch) -> state`.
   """
 
   plan: Plan
+  loop: Loop
   put_data: Callable[[Mapping[str, Any]], Tables]
   put: Callable[[PyTree], PyTree]
   init: Callable[[Key], State]
   order: Callable[[Key, Any], Array]
-  take: Callable[[Tables, Array, Any, Key, Any], tuple[Batch, Key]]
-  step: Callable[[State, Batch, Key], tuple[State, Metrics]]
   score: Callable[[State, Batch], Array]
-  refit: Callable[[State, Tables, Key, Any], State]
+  abstract: Callable[[Carry], PyTree]
+  start: Callable[[State], Carry]
+  run: Callable[[Carry, Feed, Array, Key, int, int, int], Carry]
+  refit: Callable[[State, Feed, Key, int], State]
 
   @property
   def steps(self) -> int:
@@ -188,6 +233,7 @@ def compile_one(
   plan: Plan,
   how: How = 'jit',
   devices: Sequence[jax.Device] | None = None,
+  loop: Loop | None = None,
 ) -> Program:
   """The program of one run, data parallel.
 
@@ -195,10 +241,14 @@ def compile_one(
     plan: what is trained.
     how: see `parallel`.
     devices: as many of these (by default of all) as divide the shards.
+    loop: of the steps; compiled by default on accelerators, but for pmap.
   """
   devices = list(jax.devices() if devices is None else devices)
   mesh = data_mesh(devices[: math.gcd(plan.shards, len(devices))])
   abstract = jax.eval_shape(plan.method.init, jax.random.key(0))
+  # Metrics and their number are replicated, whatever they are.
+  carry: Any = Carry(abstract, means={}, steps=jnp.int32(0))
+  placed = shardings(carry, mesh)._replace(means=NamedSharding(mesh, P()))
 
   def compiled(f: Callable, axes: Any, out: Any, donate: Any = ()) -> Callable:
     del axes
@@ -208,10 +258,16 @@ def compile_one(
   return _program(
     plan,
     compiled,
-    parallel(functools.partial(step, plan), abstract, how, mesh=mesh),
+    parallel(
+      functools.partial(step, plan),
+      carry._replace(means=jnp.float32(0)),
+      how,
+      mesh=mesh,
+    ),
+    loop='python' if how == 'pmap' else loop or _default_loop(),
     put_data=lambda tables: place(tables, mesh),
     whole=NamedSharding(mesh, P()),
-    on_state=shardings(abstract, mesh),
+    on_carry=placed,
     on_batch=NamedSharding(mesh, P(AXIS)),
     on_run=NamedSharding(mesh, P()),
   )
@@ -222,6 +278,7 @@ def compile_many(
   runs: int,
   per_run: Mapping[str, bool],
   devices: Sequence[jax.Device] | None = None,
+  loop: Loop | None = None,
 ) -> Program:
   """The program of many runs at once: states and keys have an axis of runs.
 
@@ -232,13 +289,15 @@ def compile_many(
       such an array is [n, runs, ...].
     devices: as many of these (by default of all) as divide the runs; each holds
       whole runs, so that nothing is communicated.
+    loop: of the steps; compiled by default on accelerators.
   """
   devices = list(jax.devices() if devices is None else devices)
   devices = devices[: math.gcd(runs, len(devices))]
   mesh = jax.make_mesh(
     (len(devices),), ('run',), axis_types=(AxisType.Auto,), devices=devices
   )
-  whole, on_run = NamedSharding(mesh, P()), NamedSharding(mesh, P('run'))
+  whole: Any = NamedSharding(mesh, P())
+  on_run: Any = NamedSharding(mesh, P('run'))
 
   def compiled(f: Callable, axes: Any, out: Any, donate: Any = ()) -> Callable:
     f = jax.vmap(functools.partial(f, plan), axes)
@@ -248,23 +307,29 @@ def compile_many(
     plan,
     compiled,
     compiled(step, (0, 0, 0), (on_run, on_run), donate=0),
+    loop=loop or _default_loop(),
     put_data=lambda tables: jax.device_put(tables, whole),
     whole=whole,
-    on_state=on_run,
+    on_carry=Carry(state=on_run, means=on_run, steps=on_run),
     on_batch=on_run,
     on_run=on_run,
     per_run=per_run,
   )
 
 
+def _default_loop() -> Loop:
+  return 'python' if jax.default_backend() == 'cpu' else 'compiled'
+
+
 def _program(
   plan: Plan,
   compiled: Callable[..., Callable],
-  compiled_step: Callable,
+  step: Callable[[Carry, Batch, Key], tuple[Carry, Metrics]],
   *,
+  loop: Loop,
   put_data: Callable[[Tables], Tables],
   whole: NamedSharding,
-  on_state: Any,
+  on_carry: Any,
   on_batch: NamedSharding,
   on_run: NamedSharding,
   per_run: Mapping[str, bool] = {},
@@ -275,30 +340,81 @@ def _program(
     name: 1 if per_run.get(name) else None for name in ('x', 'labels', 'weight')
   }
   natural = index_order(plan.n, plan.shards, plan.batch_size)
+  taken = (on_batch, on_run)
+  take_shuffled = compiled(take, (in_tables, 0, None, 0, None), taken)
+  take_natural = compiled(take, (in_tables, None, None, 0, None), taken)
   key_of = compiled(refit_key, (0, None), on_run)
-  blank = compiled(refit_blank, (0, in_tables, None, 0), on_batch)
-  collect = compiled(
-    refit_collect, (0, 0, in_tables, None, None, 0), on_batch, donate=0
-  )
-  update = compiled(refit_update, (0, 0, 0), on_state, donate=0)
+  blank = compiled(refit_blank, (0, 0), on_batch)
+  collect = compiled(refit_collect, (0, 0, 0, 0), on_batch, donate=0)
+  update = compiled(refit_update, (0, 0, 0), on_carry.state, donate=0)
 
-  def refit(state: State, tables: Tables, key: Key, epoch: Any) -> State:
+  def batches(
+    take: Callable, feed: Feed, order: Any, key: Key, epoch: int, steps: range
+  ) -> Iterator[tuple[Batch, Key]]:
+    """What lives on the devices, joined with what is streamed to them."""
+    streamed = feed.stream and feed.stream(epoch, steps.start)
+    for i in steps:
+      batch, step_key = take(feed.tables, order, i, key, max(epoch, 0))
+      rows = jax.device_put(next(streamed), on_batch) if streamed else {}
+      yield {**batch, **rows}, step_key
+
+  def run(
+    carry: Carry,
+    feed: Feed,
+    order: Array,
+    key: Key,
+    epoch: int,
+    first: int,
+    last: int,
+  ) -> Carry:
+    if loop == 'compiled' and feed.stream is None:
+      return run_compiled(carry, feed.tables, order, key, epoch, first, last)
+    steps = range(first, last)
+    for batch, k in batches(take_shuffled, feed, order, key, epoch, steps):
+      carry, _ = step(carry, batch, k)
+    return carry
+
+  @functools.partial(jax.jit, out_shardings=on_carry, donate_argnums=0)
+  def run_compiled(
+    carry: Carry,
+    tables: Tables,
+    order: Array,
+    key: Key,
+    epoch: Array,
+    first: Array,
+    last: Array,
+  ) -> Carry:
+    def body(i: Array, carry: Carry) -> Carry:
+      return step(carry, *take_shuffled(tables, order, i, key, epoch))[0]
+
+    return lax.fori_loop(first, last, body, carry)
+
+  def refit(state: State, feed: Feed, key: Key, epoch: int) -> State:
     key = key_of(key, epoch)
-    collected = blank(state, tables, natural, key)
-    for i in range(natural.size // plan.batch_size):
-      collected = collect(collected, state, tables, natural, i, key)
+    steps = range(natural.size // plan.batch_size)
+    collected = blank(state, key)
+    for batch, k in batches(take_natural, feed, natural, key, -1, steps):
+      collected = collect(collected, state, batch, k)
     return update(state, collected, key)
+
+  def abstract(carry: Carry) -> PyTree:
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      carry,
+    )
 
   return Program(
     plan=plan,
+    loop=loop,
     put_data=lambda arrays: put_data(
       {name: pack_rows(v, plan.shards) for name, v in arrays.items()}
     ),
     put=lambda tree: jax.device_put(tree, whole),
-    init=compiled(init, (0,), on_state),
+    init=compiled(init, (0,), on_carry.state),
     order=compiled(order, (0, None), on_run),
-    take=compiled(take, (in_tables, 0, None, 0, None), (on_batch, on_run)),
-    step=compiled_step,
     score=compiled(score, (0, in_batch), on_run),
+    abstract=abstract,
+    start=compiled(start, (0,), on_carry, donate=0),
+    run=run,
     refit=refit,
   )

@@ -14,13 +14,19 @@ PathLike = str | pathlib.Path
 Row = Mapping[str, Any]
 
 
-def _plain(value: Any) -> Any:
-  """What JSON can hold of an array or scalar."""
+def plain(value: Any) -> Any:
+  """What JSON can hold of an array, a scalar, or a mapping of them.
+
+  >>> plain({'a': np.float32(0.5), 'b': np.arange(2), 'c': 'd'})
+  {'a': 0.5, 'b': [0, 1], 'c': 'd'}
+  """
+  if isinstance(value, Mapping):
+    return {name: plain(inner) for name, inner in value.items()}
   return np.asarray(value).tolist() if hasattr(value, 'dtype') else value
 
 
 def _line(row: Row) -> str:
-  return json.dumps({name: _plain(value) for name, value in row.items()})
+  return json.dumps(plain(row))
 
 
 @contextlib.contextmanager
@@ -46,14 +52,42 @@ def write_jsonl(path: PathLike, rows: Iterable[Row]) -> None:
 
 
 @contextlib.contextmanager
-def append_jsonl(path: PathLike | None) -> Iterator[Callable[[Row], None]]:
-  """Gives a function that adds a row, at once and whole, to a file (if any)."""
+def append_jsonl(
+  path: PathLike | None, *, known: Sequence[str] = ()
+) -> Iterator[Callable[[Row], None]]:
+  """Gives a function that adds a row, at once and whole, to a file (if any).
+
+  Args:
+    path: of the file, or None.
+    known: names of fields; a row that agrees in them with one that is in the
+      file already is not added again, and a torn last line is dropped. For runs
+      that go on after a crash. By default every row is added.
+  """
   if path is None:
     yield lambda row: None
     return
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  key = lambda row: tuple(row.get(name) for name in known)
+  seen = set()
+  if known and path.exists():
+    rows = [row for row in map(_parsed, path.open()) if row is not None]
+    seen = {key(row) for row in rows}
+    write_jsonl(path, rows)
   with open(path, 'a', buffering=1) as file:
-    yield lambda row: (file.write(_line(row) + '\n'), None)[1]
+
+    def write(row: Row) -> None:
+      if not known or key(row) not in seen:
+        file.write(_line(row) + '\n')
+
+    yield write
+
+
+def _parsed(line: str) -> Row | None:
+  try:
+    return json.loads(line)
+  except json.JSONDecodeError:
+    return None
 
 
 def mean_sd(values: np.ndarray | Sequence[float]) -> str:
