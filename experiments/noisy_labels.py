@@ -18,7 +18,7 @@ Out come a table, `results.jsonl` (one line for each method and seed),
 labels.
 
 The default setting is fixed and not tuned: pixels / 16 and no standardization,
-which would reverse the order (ELR 65, CE 70).
+with which the network memorizes before it has learned (ELR 82, CE 72).
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ from jnl.methods.elr import elr, mislabeled
 from jnl.noise import NoisyLabels
 from jnl.train import report
 from jnl.train.cli import option, parse
-from jnl.train.fit import Fit, fit_many
+from jnl.train.fit import Checkpoint, Fit, fit_many
 
 ANY_CLASSES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
 ONE_DATASET = (
@@ -72,7 +72,10 @@ LOSSES = (
   'aul', 'ael', 'anorm', 'anl_ce', 'anl_fl',
 )  # fmt: skip
 METHODS = ('elr', *LOSSES)
-SKIPPED = ('methods', 'dataset', 'seeds', 'out', 'smoke', 'data_dir')
+SKIPPED = (
+  'methods', 'dataset', 'seeds', 'out', 'smoke', 'data_dir', 'resume',
+  'checkpoint_every',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Config:
   weight_decay: float = option(5e-4, 'L2, added to the gradient')
   beta: float = option(0.7, 'ELR: memory of the targets')
   lam: float = option(3.0, 'ELR: weight of the penalty')
+  checkpoint_every: int = option(0, 'steps between checkpoints; 0 is none')
+  resume: bool = option(False, 'go on from the checkpoints in out')
   out: str = option('results/noisy_labels', 'folder for what comes out')
   smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
 
@@ -135,6 +140,7 @@ def main(config: Config) -> None:
       epochs=config.epochs,
       batch_size=config.batch_size,
       augment=AUGMENTS[config.augment],
+      checkpoint=checkpoint(config, name),
       label=name,
     )
     seconds = time.perf_counter() - start
@@ -175,6 +181,8 @@ def check_names(config: Config) -> None:
   check_name('dtype', config.dtype, ('float32', 'bfloat16'))
   check_name('augment', config.augment, AUGMENTS)
   check_name('noise', config.noise, NOISES)
+  every = config.checkpoint_every
+  check(every >= 0, f'checkpoint-every must not be negative, got {every}')
   check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
   check(
     config.noise not in HUMAN or config.data_dir,
@@ -278,6 +286,25 @@ def build(name: str, config: Config, dataset: Dataset) -> Method:
   return supervised(getattr(losses, name), model, tx)
 
 
+def checkpoint(config: Config, name: str) -> Checkpoint | None:
+  """Where the runs of a method are saved, if they are."""
+  if not config.checkpoint_every and not config.resume:
+    return None
+  return Checkpoint(
+    f'{config.out}/checkpoints/{name}',
+    resume=config.resume,
+    every=config.checkpoint_every or None,
+    config={**setting(config), 'dataset': config.dataset, 'epochs': None},
+  )
+
+
+def setting(config: Config) -> dict:
+  """What the numbers depend on."""
+  return {
+    k: v for k, v in dataclasses.asdict(config).items() if k not in SKIPPED
+  }
+
+
 def best_by_validation(fitted: Fit) -> np.ndarray:
   """Clean test accuracy [runs] at the epoch of the best noisy validation."""
   epoch = fitted.history['validation'].argmax(axis=1)
@@ -305,15 +332,12 @@ def result_rows(
   seconds: float,
 ) -> list[dict]:
   """One row for each run; seconds are those of all runs together."""
-  setting = {
-    k: v for k, v in dataclasses.asdict(config).items() if k not in SKIPPED
-  }
   return [
     {
       'experiment': 'noisy_labels',
       'method': name,
       'dataset': config.dataset,
-      'setting': setting,
+      'setting': setting(config),
       'seed': seed,
       'metric': 'accuracy',
       'last': last[seed],

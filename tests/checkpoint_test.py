@@ -257,19 +257,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capfd):
 # --- kill -9 -----------------------------------------------------------------
 
 
-def start(folder, out, cache, epochs=8):
+def start(folder, out, epochs=8):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   process = subprocess.Popen(
     [sys.executable, CHILD, folder, out, str(epochs)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env={
-      **environment,
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    },
+    env=environment,
   )
   assert process.stdout.readline() == 'training\n', process.stderr.read()
   return process
@@ -282,16 +277,15 @@ def finish(process):
 
 @pytest.mark.parametrize('kills', [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_anywhere_it_goes_on_to_the_bit(kills, tmp_path):
-  cache = tmp_path / 'cache'
-  finish(start(tmp_path / 'warm', tmp_path / 'warm', cache))
-  process = start(tmp_path / 'whole', tmp_path / 'whole', cache)
+  finish(start(tmp_path / 'warm', tmp_path / 'warm'))
+  process = start(tmp_path / 'whole', tmp_path / 'whole')
   begun = time.perf_counter()
   finish(process)
   seconds = time.perf_counter() - begun
   rng = np.random.default_rng()
   numbers = []
   for _ in range(kills):
-    process = start(tmp_path / 'killed', tmp_path / 'killed', cache)
+    process = start(tmp_path / 'killed', tmp_path / 'killed')
     time.sleep(rng.uniform(0, seconds))
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
@@ -300,7 +294,7 @@ def test_killed_anywhere_it_goes_on_to_the_bit(kills, tmp_path):
     names = [p.name for p in (tmp_path / 'killed').glob('*')]
     numbers.append(max([int(n) for n in names if n.isdigit()], default=0))
   assert numbers == sorted(numbers), 'what was saved is not lost'
-  finish(start(tmp_path / 'killed', tmp_path / 'killed', cache))
+  finish(start(tmp_path / 'killed', tmp_path / 'killed'))
   whole, killed = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'killed'))
   assert whole.files == killed.files
   for name in whole.files:
@@ -312,15 +306,15 @@ def test_killed_anywhere_it_goes_on_to_the_bit(kills, tmp_path):
 
 
 def test_sigterm_saves_and_says_so(tmp_path):
-  finish(start(tmp_path / 'whole', tmp_path / 'whole', tmp_path / 'cache'))
-  process = start(tmp_path / 'ended', tmp_path / 'ended', tmp_path / 'cache')
+  finish(start(tmp_path / 'whole', tmp_path / 'whole'))
+  process = start(tmp_path / 'ended', tmp_path / 'ended')
   while not list((tmp_path / 'ended').glob('[0-9]*')):
     time.sleep(0.01)
   process.terminate()
   _, errors = process.communicate()
   assert process.returncode == 143, errors
   assert 'SIGTERM: saved epoch' in errors
-  finish(start(tmp_path / 'ended', tmp_path / 'ended', tmp_path / 'cache'))
+  finish(start(tmp_path / 'ended', tmp_path / 'ended'))
   whole, ended = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'ended'))
   for name in whole.files:
     np.testing.assert_array_equal(whole[name], ended[name], err_msg=name)

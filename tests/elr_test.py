@@ -81,7 +81,7 @@ def trained():
   n, keys = len(digits.train.labels), jax.random.split(KEY, 2)
   transition = noise.symmetric(10, 0.4)
   noisy = np.stack(
-    [noise.corrupt(k, digits.train.labels, transition) for k in keys]
+    [noise.corrupt(k, digits.train.labels, transition).labels for k in keys]
   )
   model = from_linen(MLP(10), (8, 8, 1))
   tx = optax.chain(

@@ -21,6 +21,7 @@ from jnl.base import Table, pack_rows, supervised, write_rows
 from jnl.data import epoch_order, index_order, take_batch
 from jnl.methods.elr import elr
 from jnl.nets import MLP, from_linen
+from jnl.train.checkpoint import open_checkpoints
 from jnl.train.parallel import data_mesh, parallel, place, shardings
 
 N, SHARDS, BATCH, CLASSES, DIM = 62, 8, 16, 4, 6
@@ -181,13 +182,31 @@ def test_eight_devices_equal_one(case, how, check_vma):
       assert a.sharding.is_equivalent_to(sharding, a.ndim)
 
 
-def test_a_state_moves_to_another_number_of_devices(case):
+def restored(state, mesh, folder):
+  """The state after a checkpoint, on another mesh."""
+  with open_checkpoints(folder, {}, resume=False) as checkpoints:
+    checkpoints.save(0, state, 0)
+  abstract = jax.tree.map(
+    lambda a, sharding: jax.ShapeDtypeStruct(
+      a.shape, a.dtype, sharding=sharding
+    ),
+    state,
+    shardings(state, mesh),
+  )
+  with open_checkpoints(folder, {}, resume=True) as checkpoints:
+    found, _ = checkpoints.restore(abstract)
+  chex.assert_trees_all_equal(state, found)
+  chex.assert_trees_all_equal_structs(state, found)
+  return found
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(case, tmp_path):
   state, key = case.start, KEY
   for i, batch in enumerate(batches()):
     if i == 2:
       mesh = data_mesh(jax.devices()[:4])
       state = case.refit(jax.device_get(state), key)
-      state = place(jax.device_get(state), mesh)
+      state = restored(state, mesh, tmp_path)
       step = parallel(case.method.step, state, mesh=mesh)
     else:
       step = case.step

@@ -26,8 +26,8 @@ def read(
     root: where TFDS keeps its data sets, by default where it always does.
 
   Returns:
-    (train, test), in the order stored. `id` is the row in the published file
-    where the data set has an `id`; else the row as TFDS has it, shuffled.
+    (train, test), in the published order where the data set has an `id`, else
+    in that of TFDS, which is shuffled.
 
   Raises:
     ValueError: for an unknown name, with the close matches, or if the data set
@@ -117,10 +117,12 @@ def _read_split(builder: Any, split: str) -> Examples:
   # All at once is five times as fast as one by one.
   rows = source.__getitems__(range(len(source)))
   x, labels = (np.stack([row[k] for row in rows]) for k in ('image', 'label'))
-  ids = None
-  if 'id' in builder.info.features:
-    ids = np.array([_row_number(row['id']) for row in rows])
-  return files.examples(x, labels, f'{builder.info.name}, {split}', ids)
+  argument = f'{builder.info.name}, {split}'
+  if 'id' not in builder.info.features:
+    return files.examples(x, labels, argument)
+  ids = np.array([_row_number(row['id']) for row in rows])
+  order = np.argsort(ids)
+  return files.examples(x[order], labels[order], argument, ids[order])
 
 
 def _row_number(id: Any) -> int:

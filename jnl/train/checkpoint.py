@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -197,8 +198,14 @@ def _latest(manager: ocp.CheckpointManager) -> str:
 
 
 def _remove_partial(folder: pathlib.Path) -> None:
-  for path in folder.glob('*.orbax-checkpoint-tmp*'):
-    shutil.rmtree(path, ignore_errors=True)
+  """Removes what a failed save left; its threads may still be writing."""
+  for _ in range(40):
+    partial = list(folder.glob('*.orbax-checkpoint-tmp*'))
+    for path in partial:
+      shutil.rmtree(path, ignore_errors=True)
+    if not partial:
+      return
+    time.sleep(0.05)
 
 
 def say(message: str) -> None:

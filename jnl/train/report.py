@@ -154,3 +154,35 @@ def plot_curves(
   with replacing(path) as partial:
     figure.savefig(partial, dpi=150, bbox_inches='tight')
   plt.close(figure)
+
+
+def plot_bars(
+  path: PathLike,
+  bars: Mapping[str, float],
+  *,
+  kinds: Sequence[str],
+  title: str,
+  xlabel: str,
+) -> None:
+  """Plots a horizontal bar for each value, in one color for each kind."""
+  import matplotlib  # slow to import
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(7, 0.8 + 0.24 * len(bars)))
+  names = list(bars)
+  for kind in dict.fromkeys(kinds):
+    own = [name for name, k in zip(names, kinds, strict=True) if k == kind]
+    places = [names.index(name) for name in own]
+    drawn = axes.barh(places, [bars[name] for name in own], label=kind or None)
+    axes.bar_label(drawn, fmt='%.2g', padding=2, fontsize='small')
+  axes.set_yticks(range(len(names)), names)
+  axes.invert_yaxis()
+  axes.axvline(1, color='black', linewidth=0.8)
+  axes.set(title=title, xlabel=xlabel)
+  axes.margins(x=0.1, y=0.01)
+  axes.legend(fontsize='small', frameon=False)
+  with replacing(path) as partial:
+    figure.savefig(partial, dpi=150, bbox_inches='tight')
+  plt.close(figure)

@@ -56,9 +56,10 @@ def pad_crop(
   )
   start = integers(uniform(keys, 2), 2 * padding + 1) - padding
   row, column = jnp.arange(h) + start[:, :1], jnp.arange(w) + start[:, 1:]
+  fill = 0.0 if mode == 'constant' else None
   if mode == 'reflect':
     row, column = _reflect(row, h), _reflect(column, w)
-  return pick(x, row[:, :, None], column[:, None, :], 0.0)
+  return pick(x, row[:, :, None], column[:, None, :], fill)
 
 
 def _reflect(i: Array, n: int) -> Array:
@@ -88,8 +89,12 @@ def flip(keys: Key, x: Array, *, rate: float | Array = 0.5) -> Array:
   """
   x = check_images(keys, x)
   check_rate(rate)
-  chosen = uniform(keys, 1)[:, :, None, None] < rate
-  return jnp.where(chosen, x[:, :, ::-1], x)
+  column = jnp.arange(x.shape[2])
+  column = jnp.where(uniform(keys, 1) < rate, column[::-1], column)
+  # Selecting between x and its mirror image would have XLA:CPU compute twice
+  # what comes before, because it fuses it into both.
+  mirror = jax.vmap(lambda x, j: x.at[:, j].get(mode='promise_in_bounds'))
+  return mirror(x, column)
 
 
 def cutout(
@@ -315,8 +320,10 @@ def integers(u: Array, n: int) -> Array:
   return jnp.floor(u * n).astype(jnp.int32)
 
 
-def pick(x: Array, row: Array, column: Array, fill: float | Array) -> Array:
-  """Pixels of images by row and column; `fill` for those that do not exist.
+def pick(
+  x: Array, row: Array, column: Array, fill: float | Array | None
+) -> Array:
+  """Pixels of images by row and column.
 
   One gather. On CPU as fast as taking rows and then columns, and 2, 5 and 30
   times faster than slices of padded images, one-hot products and shifts.
@@ -325,14 +332,15 @@ def pick(x: Array, row: Array, column: Array, fill: float | Array) -> Array:
     x: [b, h, w, c].
     row: int, [b, h, w] or broadcast to it.
     column: the same.
-    fill: a number, or [c].
+    fill: for pixels that do not exist: a number, or [c]; None if all do.
 
   Returns:
     [b, h, w, c].
   """
   h, w = x.shape[1:3]
-  inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-  row, column = jnp.clip(row, 0, h - 1), jnp.clip(column, 0, w - 1)
   take = jax.vmap(lambda x, i, j: x.at[i, j].get(mode='promise_in_bounds'))
-  picked = take(x, row, column)
+  if fill is None:
+    return take(x, row, column)
+  inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+  picked = take(x, jnp.clip(row, 0, h - 1), jnp.clip(column, 0, w - 1))
   return jnp.where(inside[..., None], picked, jnp.asarray(fill, x.dtype))
