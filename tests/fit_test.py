@@ -16,7 +16,7 @@ from jnl.methods.elr import elr
 from jnl.nets import MLP, StridedCNN, from_linen
 from jnl.train import fit as fit_module
 from jnl.train.evaluate import evaluate, padded_batches
-from jnl.train.fit import fit, fit_many
+from jnl.train.fit import Checkpoint, fit, fit_many
 
 N, CLASSES = 62, 3
 KEY = jax.random.key(0)
@@ -186,6 +186,46 @@ def test_every_part_compiles_once(caplog):
     fit(plain(), arrays(), KEY, epochs=3, batch_size=16)
   compiled = re.findall(r'Compiling jit\((init|order|take|step)\)', caplog.text)
   assert sorted(compiled) == ['init', 'order', 'step', 'take']
+
+
+def test_the_compiled_loop_compiles_once_whatever_its_bounds(caplog, tmp_path):
+  rows = []
+  with jax.log_compiles():
+    fit(
+      plain(), arrays(), KEY, epochs=3, batch_size=4, loop='compiled',
+      log=rows.append, checkpoint=Checkpoint(tmp_path, every=7),
+    )  # fmt: skip
+  compiled = re.findall(
+    r'Compiling jit\((run_compiled|step|take)\)', caplog.text
+  )
+  assert compiled == ['run_compiled']
+  assert [row['epoch'] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('how', ['jit', 'shard_map'])
+def test_the_compiled_loop_gives_the_same_numbers(devices, how):
+  method = elr(mlp(batch_norm=True), sgd(), N, CLASSES, shards=8)
+  fits = [
+    fit(
+      method, arrays(), KEY, epochs=2, batch_size=16, how=how, loop=loop,
+      devices=jax.devices()[:devices], held_out={'test': arrays(33, 1)},
+      augment=jitter,
+    )
+    for loop in ('python', 'compiled')
+  ]  # fmt: skip
+  chex.assert_trees_all_close(*fits, atol=1e-6, rtol=1e-5)
+
+
+def test_many_runs_in_one_compiled_loop():
+  fits = [
+    fit_many(
+      plain(), arrays(), jax.random.split(KEY, 2), epochs=2, batch_size=16,
+      loop=loop,
+    )
+    for loop in ('python', 'compiled')
+  ]  # fmt: skip
+  chex.assert_trees_all_close(*fits, atol=1e-6, rtol=1e-5)
 
 
 def test_examples_without_weight_are_not_there():

@@ -1,5 +1,6 @@
 """Draws in files: the round trip, and every way a file can be wrong."""
 
+import io
 import pickle
 
 import jax
@@ -183,6 +184,13 @@ def flip_bits(path):
   path.write_bytes(bytes(content))
 
 
+def npy():
+  """One array as numpy writes it."""
+  content = io.BytesIO()
+  np.save(content, CLEAN)
+  return content.getvalue()
+
+
 def rewrite(**changes):
   """Replaces arrays of the file; None takes one away."""
 
@@ -199,7 +207,7 @@ DAMAGE = {
   'flipped bits': flip_bits,
   'empty': lambda path: path.write_bytes(b''),
   'text': lambda path: path.write_text('not a draw'),
-  'array': lambda path: np.save(path.open('wb'), CLEAN),
+  'array': lambda path: path.write_bytes(npy()),
   'pickle': lambda path: path.write_bytes(pickle.dumps({'labels': CLEAN})),
   'pickled': rewrite(labels=np.array([None] * N)),
   'foreign': lambda path: np.savez(path, images=CLEAN),

@@ -62,3 +62,18 @@ def test_options_are_the_fields(capsys):
   assert 'What it does.' in (shown := capsys.readouterr().out)
   assert 'batch (default: 100)' in shown
   assert 'default: ce,elr' in shown
+
+
+def test_tensorboard_reads_what_fit_logs(tmp_path):
+  from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+  )
+
+  with report.tensorboard(tmp_path) as write:
+    write({'epoch': 1, 'loss': np.float32(0.5), 'test': [0.25, 0.75]})
+    write({'epoch': 2, 'loss': np.float32(0.25), 'test': [0.5, 1.0]})
+  events = EventAccumulator(str(tmp_path))
+  events.Reload()
+  read = lambda tag: [(e.step, e.value) for e in events.Scalars(tag)]
+  assert read('loss') == [(1, 0.5), (2, 0.25)]
+  assert read('test/1') == [(1, 0.75), (2, 1.0)]

@@ -19,6 +19,9 @@ OWNERS = {
   'orbax': ('jnl.train.checkpoint',),
   'matplotlib': ('jnl.train.report',),
   'tqdm': ('jnl.train.fit',),
+  'tensorboard': ('jnl.train.report',),
+  'PIL': ('jnl.data',),
+  'absl': ('jnl.data',),
   'chex': (),
   'tensorflow': (),
 }

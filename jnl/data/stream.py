@@ -87,10 +87,20 @@ def streaming(
       if position != epoch * steps + first:
         position = epoch * steps + first
         write_orders(epoch)
+        _close(batches)
         batches = read(position, epochs * steps, steps)
       return going_on()
 
-    yield stream
+    try:
+      yield stream
+    finally:
+      _close(batches)
+
+
+def _close(batches: Iterator[Batch]) -> None:
+  """Ends the workers of a pipeline, which may be reading ahead."""
+  if hasattr(batches, 'close'):
+    batches.close()
 
 
 class _Reopened(NamedTuple):

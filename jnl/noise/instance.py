@@ -107,7 +107,7 @@ def part_dependent_probs(
 
   if n == 0:  # no row to trace
     return jnp.zeros((0, c), weights.dtype)
-  # Over row numbers: a map over x itself would copy all of it, twice.
+  # Over row numbers: a map over x itself would copy all of it once more.
   rows_at_once = max(1, min(n, BLOCK // max(1, f * c)))
   return lax.map(row, jnp.arange(n), batch_size=rows_at_once)
 

@@ -34,6 +34,7 @@ from jnl.train.program import (
 from jnl.train.report import PathLike, Row, append_jsonl, plain
 
 Arrays = Mapping[str, np.ndarray]
+Log = PathLike | Callable[[Row], None]
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +83,7 @@ def fit(
   loop: Loop | None = None,
   stream: int | None = None,
   checkpoint: Checkpoint | None = None,
-  log: PathLike | None = None,
+  log: Log | None = None,
   label: str = 'fit',
 ) -> Fit:
   """Trains a method on arrays in memory.
@@ -107,7 +108,8 @@ def fit(
       or by a thread if 0. By default the data live on the devices.
     checkpoint: where the run is saved and resumed from. SIGTERM then saves and
       ends the program.
-    log: a file that gets a JSON line after every epoch.
+    log: a file that gets a JSON line after every epoch, or a function that gets
+      the row, such as that of `report.tensorboard`.
     label: the name of the method, on the progress bar and in checkpoints.
 
   Returns:
@@ -143,7 +145,7 @@ def fit_many(
   devices: Sequence[jax.Device] | None = None,
   loop: Loop | None = None,
   checkpoint: Checkpoint | None = None,
-  log: PathLike | None = None,
+  log: Log | None = None,
   label: str = 'fit',
 ) -> Fit:
   """Trains several runs of one method: "mean and deviation over 5 seeds".
@@ -366,11 +368,16 @@ def _feed(
 
 @contextlib.contextmanager
 def _outlets(
-  log: PathLike | None, checkpoint: Checkpoint | None, label: str, steps: int
+  log: Log | None, checkpoint: Checkpoint | None, label: str, steps: int
 ) -> Iterator[tuple[Callable[[Row], None], Callable[[int], None]]]:
-  """Where rows and progress go: a file if named, a bar on a terminal."""
-  resume = checkpoint is not None and checkpoint.resume
-  with append_jsonl(log, known=('run', 'epoch') if resume else ()) as write:
+  """Where rows and progress go: a file or function, a bar on a terminal."""
+  known = ('run', 'epoch') if checkpoint and checkpoint.resume else ()
+  rows = (
+    contextlib.nullcontext(log)
+    if callable(log)
+    else append_jsonl(log, known=known)
+  )
+  with rows as write:
     try:
       from tqdm import tqdm
     except ImportError:  # it belongs to the extra `experiments`

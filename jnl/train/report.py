@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,45 @@ def _parsed(line: str) -> Row | None:
     return json.loads(line)
   except json.JSONDecodeError:
     return None
+
+
+@contextlib.contextmanager
+def tensorboard(folder: PathLike) -> Iterator[Callable[[Row], None]]:
+  """Gives a function that adds the numbers of a row to a TensorBoard log.
+
+  For `fit(log=)`; a row of several runs is drawn as curves `name/0`, `name/1`.
+  The package tensorboard is needed, TensorFlow is not.
+
+  Args:
+    folder: what TensorBoard is pointed at with `--logdir`.
+
+  Raises:
+    ImportError: if tensorboard is not installed.
+  """
+  from tensorboard.compat.proto.event_pb2 import Event
+  from tensorboard.compat.proto.summary_pb2 import Summary
+  from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+  writer = EventFileWriter(str(folder))
+
+  def write(row: Row) -> None:
+    run = f'run_{row["run"]}/' if 'run' in row else ''
+    values = []
+    for name, value in row.items():
+      numbers = np.atleast_1d(np.asarray(value, float))
+      for r, number in enumerate(numbers):
+        tag = f'{run}{name}/{r}' if len(numbers) > 1 else f'{run}{name}'
+        values.append(Summary.Value(tag=tag, simple_value=number))
+    writer.add_event(
+      Event(
+        wall_time=time.time(), step=row['epoch'], summary=Summary(value=values)
+      )
+    )
+
+  try:
+    yield write
+  finally:
+    writer.close()
 
 
 def mean_sd(values: np.ndarray | Sequence[float]) -> str:
