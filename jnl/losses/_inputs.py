@@ -188,6 +188,16 @@ def expm1(x: Array) -> Array:
 expm1.defjvps(lambda d, _, x: jnp.exp(x) * d)
 
 
+def unfused(sums: Array) -> Array:
+  """The same numbers [..., 1], kept apart from what they are used for.
+
+  XLA:CPU fuses a sum over the classes with the arithmetic that follows it, here
+  or in the gradient, if that is arithmetic alone; every operand [..., c] is
+  then written to memory first. A select is not: this one ends the fusion.
+  """
+  return jnp.where(jnp.isnan(sums), jnp.nan, sums)
+
+
 def shift_and_log_sum(logits: Array) -> tuple[Array, Array]:
   """(m, s), both [..., 1], with log p_k = (z_k - m) - s.
 
@@ -195,7 +205,14 @@ def shift_and_log_sum(logits: Array) -> tuple[Array, Array]:
   """
   shift = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   total = jnp.sum(jnp.exp(logits - shift), axis=-1, keepdims=True)
-  return shift, jnp.log(total)
+  return shift, unfused(jnp.log(total))
+
+
+def probs(logits: Array) -> Array:
+  """Probabilities of all classes, [..., c]."""
+  shift = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  p = jnp.exp(logits - shift)
+  return p / unfused(jnp.sum(p, axis=-1, keepdims=True))
 
 
 def log_probs(logits: Array) -> Array:
@@ -238,19 +255,28 @@ def sum_box_cox(logits: Array, q: Scalar) -> Array:
 
 
 def mean_log_prob(logits: Array) -> Array:
-  """The mean of log p over the classes, [..., 1]."""
+  """The mean of log p over the classes, [..., 1].
+
+  Not `logits - shift`, which XLA would share with the exponentials: on CPU it
+  then writes the differences to memory and reads them again for this sum.
+  """
   shift, log_sum = shift_and_log_sum(logits)
-  return jnp.mean(logits - shift, axis=-1, keepdims=True) - log_sum
+  return jnp.mean(logits + (-shift), axis=-1, keepdims=True) - log_sum
 
 
 def top_class(logits: Array) -> Array:
-  """The first most probable class, [..., 1]: an argmax that XLA vectorizes."""
-  classes = logits.shape[-1]
-  top = logits == jnp.max(logits, axis=-1, keepdims=True)
-  first = jnp.min(
-    jnp.where(top, jnp.arange(classes), classes - 1), axis=-1, keepdims=True
-  )
-  return lax.stop_gradient(first)
+  """The first most probable class, [..., 1].
+
+  First the group of neighbors that it is in, then which of the group: on CPU an
+  argmax takes one number after the other, and a max many at once.
+  """
+  logits, classes = lax.stop_gradient(logits), logits.shape[-1]
+  sizes = range(1, math.isqrt(classes) + 1)
+  size = max(size for size in sizes if classes % size == 0)
+  groups = logits.reshape(*logits.shape[:-1], classes // size, size)
+  group = jnp.argmax(jnp.max(groups, axis=-1), axis=-1, keepdims=True)
+  own = jnp.take_along_axis(groups, group[..., None], axis=-2)[..., 0, :]
+  return group * size + jnp.argmax(own, axis=-1, keepdims=True)
 
 
 def floor(log_p: Array, clip: Scalar) -> Array:
@@ -269,6 +295,8 @@ def box_cox(log_p: Array, q: Scalar) -> Array:
 
 def raise_to(x: Array, exponent: Scalar) -> Array:
   """x^exponent for x >= 0, with gradient 0 instead of infinite at x = 0."""
+  if is_concrete(exponent) and exponent == 0.5:  # the usual one of focal losses
+    return jnp.sqrt(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
   positive = x > 0
   log_x = jnp.log(jnp.where(positive, x, 1))
   return jnp.where(positive, jnp.exp(exponent * log_x), exponent == 0)

@@ -53,8 +53,8 @@ def elr_targets(
   check_range('beta', beta, 0, 1)
   check_range('clip', clip, 0, 0.5)
   logits, rows = read_logits(logits), _like(rows, logits, 'rows')
-  p = jnp.clip(jnp.exp(_inputs.log_probs(logits)), clip, 1 - clip)
-  p = p / jnp.sum(p, axis=-1, keepdims=True)
+  p = jnp.clip(_inputs.probs(logits), clip, 1 - clip)
+  p = p / _inputs.unfused(jnp.sum(p, axis=-1, keepdims=True))
   return jax.lax.stop_gradient(beta * rows + (1 - beta) * p).astype(rows.dtype)
 
 
@@ -173,14 +173,22 @@ def sop(
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
   u, v = _read_sop(logits, u, v)
-  add, remove = _sop_noise(logits, label, u, v)
-  shift = add - jax.lax.stop_gradient(remove)
   clip = jnp.asarray(clip, logits.dtype)
-  own = shift if label.valid is None else _unit(u * u)
-  own = jnp.maximum(jnp.exp(_inputs.log_prob(logits, label)) + own, clip)
-  log_total = _log_raised_sum(logits, shift, clip)[..., None]
+  p = jnp.exp(_inputs.log_prob(logits, label))
+  if label.valid is None:
+    add, remove = _sop_noise(logits, label, u, v)
+    shift = add - jax.lax.stop_gradient(remove)
+    own = jnp.maximum(p + shift, clip)
+    total = _raised_sum(logits, shift, clip)
+  else:
+    # The label's term is put right afterwards: a comparison of every class with
+    # the label costs a pass over them on CPU.
+    remove = jax.lax.stop_gradient(_unit(v * v))
+    own = jnp.maximum(p + _unit(u * u), clip)
+    without = jnp.maximum(p - _inputs.take(remove, label.values), clip)
+    total = _raised_sum(logits, -remove, clip) - without + own
   square = _sop_square(logits, label, u, v)
-  return _inputs.expect(log_total - jnp.log(own), label) + square
+  return _inputs.expect(jnp.log(total) - jnp.log(own), label) + square
 
 
 def sop_probs(
@@ -217,7 +225,7 @@ def sop_probs(
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
   add, remove = _sop_noise(logits, label, *_read_sop(logits, u, v))
-  p = jnp.exp(_inputs.log_probs(logits))
+  p = _inputs.probs(logits)
   q = jnp.maximum(p + add - jax.lax.stop_gradient(remove), clip)
   return q / jnp.sum(q, axis=-1, keepdims=True)
 
@@ -267,7 +275,7 @@ def _like(x: Array, logits: Array, name: str) -> Array:
 # methods differentiate losses forward.
 @jax.custom_jvp
 def _log_one_minus(logits: Array, targets: Array, clip: Array) -> Array:
-  p = jnp.clip(jnp.exp(_inputs.log_probs(logits)), clip, 1 - clip)
+  p = jnp.clip(_inputs.probs(logits), clip, 1 - clip)
   return jnp.log(_remainder(targets, p))
 
 
@@ -279,12 +287,13 @@ def _remainder(targets: Array, p: Array) -> Array:
 @_log_one_minus.defjvp
 def _log_one_minus_jvp(primals, tangents):
   logits, targets, clip = primals
-  p = jnp.exp(_inputs.log_probs(logits))
+  p = _inputs.probs(logits)
   inside = (p >= clip) & (p <= 1 - clip)
   clipped = jnp.clip(p, clip, 1 - clip)
   remainder = _remainder(targets, clipped)
   mass = jnp.where(inside, targets, 0) * p
-  slope = p * jnp.sum(mass, axis=-1, keepdims=True) - mass
+  total = _inputs.unfused(jnp.sum(mass, axis=-1, keepdims=True))
+  slope = p * total - mass
   d = jnp.sum(slope * tangents[0], axis=-1) / remainder
   return jnp.log(remainder), d
 
@@ -333,18 +342,20 @@ def _unit(x: Array) -> Array:
 
 
 @jax.custom_jvp
-def _log_raised_sum(logits: Array, shift: Array, clip: Array) -> Array:
-  """log sum_k max(p_k + shift_k, clip), [...]; for the rule see above."""
-  p = jnp.exp(_inputs.log_probs(logits))
-  return jnp.log(jnp.sum(jnp.maximum(p + shift, clip), axis=-1))
+def _raised_sum(logits: Array, shift: Array, clip: Array) -> Array:
+  """The sum of max(p_k + shift_k, clip), [..., 1]; for the rule see above."""
+  p = _inputs.probs(logits)
+  return jnp.sum(jnp.maximum(p + shift, clip), axis=-1, keepdims=True)
 
 
-@_log_raised_sum.defjvp
-def _log_raised_sum_jvp(primals, tangents):
+@_raised_sum.defjvp
+def _raised_sum_jvp(primals, tangents):
   logits, shift, clip = primals
-  p = jnp.exp(_inputs.log_probs(logits))
-  inside = (p + shift > clip).astype(p.dtype)
-  total = jnp.sum(jnp.maximum(p + shift, clip), axis=-1)
-  slope = p * (inside - jnp.sum(inside * p, axis=-1, keepdims=True))
-  d = jnp.sum(slope * tangents[0] + inside * tangents[1], axis=-1)
-  return jnp.log(total), d / total
+  p = _inputs.probs(logits)
+  inside = p + shift > clip
+  raised = jnp.where(inside, p + shift, clip)
+  live = jnp.where(inside, p, 0)
+  total = _inputs.unfused(jnp.sum(live, axis=-1, keepdims=True))
+  slope = live - p * total
+  d = slope * tangents[0] + jnp.where(inside, tangents[1], 0)
+  return tuple(jnp.sum(x, axis=-1, keepdims=True) for x in (raised, d))

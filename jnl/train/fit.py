@@ -287,7 +287,9 @@ def _strides(
   program: Program, checkpoint: Checkpoint | None
 ) -> tuple[int, int]:
   """Steps between two looks at the clock, and between two checkpoints."""
-  every = checkpoint.every if checkpoint and checkpoint.every else program.steps
+  every = program.steps
+  if checkpoint is not None and checkpoint.every is not None:
+    every = checkpoint.every
   check(every >= 1, f'checkpoint.every must be at least 1, got {every}')
   # A compiled loop is left some twenty times in an epoch, for the progress bar.
   stride = 1 if program.loop == 'python' else max(1, program.steps // 20)
@@ -322,13 +324,13 @@ def _saving(run: _Run) -> Iterator[tuple[Callable, Callable, Callable]]:
       if found is None:
         return carry, 0, 0, []
       carry, position = found
-      epoch = position['epoch']
+      epoch, step = position['epoch'], position['step']
       check(
-        epoch <= epochs,
+        epoch + (step > 0) <= epochs,
         f'epochs is {epochs}, but the checkpoint in {checkpoint.folder} has '
-        f'trained for {epoch}',
+        f'trained for {epoch} and {step} steps',
       )
-      return carry, epoch, position['step'], position['history']
+      return carry, epoch, step, position['history']
 
     def save(carry: Carry, epoch: int, step: int, rows: list) -> None:
       position = {'epoch': epoch, 'step': step, 'history': rows}
