@@ -1,5 +1,6 @@
 """Arrays in, batches out. The only room of jnl that imports TFDS and Grain."""
 
+from jnl.data import augment
 from jnl.data.batches import (
   check_arrays,
   check_labels,
@@ -19,6 +20,7 @@ from jnl.data.files import Examples, human_labels
 __all__ = [
   'Dataset',
   'Examples',
+  'augment',
   'check_arrays',
   'check_labels',
   'digits',
