@@ -267,16 +267,24 @@ def mean_log_prob(logits: Array) -> Array:
 def top_class(logits: Array) -> Array:
   """The first most probable class, [..., 1].
 
-  First the group of neighbors that it is in, then which of the group: on CPU an
-  argmax takes one number after the other, and a max many at once.
+  First the group of neighbors that it is in, then which of the group: on CPU
+  the largest of many numbers is found much faster than where it is.
   """
   logits, classes = lax.stop_gradient(logits), logits.shape[-1]
   sizes = range(1, math.isqrt(classes) + 1)
   size = max(size for size in sizes if classes % size == 0)
   groups = logits.reshape(*logits.shape[:-1], classes // size, size)
-  group = jnp.argmax(jnp.max(groups, axis=-1), axis=-1, keepdims=True)
+  group = _first_largest(jnp.max(groups, axis=-1))
   own = jnp.take_along_axis(groups, group[..., None], axis=-2)[..., 0, :]
-  return group * size + jnp.argmax(own, axis=-1, keepdims=True)
+  return group * size + _first_largest(own)
+
+
+def _first_largest(x: Array) -> Array:
+  """Where in the last dimension: an argmax [..., 1] that XLA vectorizes."""
+  last = x.shape[-1] - 1
+  largest = x == jnp.max(x, axis=-1, keepdims=True)
+  candidates = jnp.where(largest, jnp.arange(last + 1), last)
+  return jnp.min(candidates, axis=-1, keepdims=True)
 
 
 def floor(log_p: Array, clip: Scalar) -> Array:
