@@ -288,10 +288,11 @@ def _remainder(targets: Array, p: Array) -> Array:
 def _log_one_minus_jvp(primals, tangents):
   logits, targets, clip = primals
   p = _inputs.probs(logits)
-  inside = (p >= clip) & (p <= 1 - clip)
+  # As a factor: a sum over a `where` takes XLA twice as long on CPU.
+  inside = ((p >= clip) & (p <= 1 - clip)).astype(p.dtype)
   clipped = jnp.clip(p, clip, 1 - clip)
   remainder = _remainder(targets, clipped)
-  mass = jnp.where(inside, targets, 0) * p
+  mass = targets * p * inside
   total = _inputs.unfused(jnp.sum(mass, axis=-1, keepdims=True))
   slope = p * total - mass
   d = jnp.sum(slope * tangents[0], axis=-1) / remainder
