@@ -23,7 +23,6 @@ with which the network memorizes before it has learned (ELR 82, CE 72).
 
 from collections.abc import Sequence
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +50,9 @@ from jnl.data import (
 from jnl.data.files import HUMAN
 from jnl.methods.elr import elr, mislabeled
 from jnl.noise import NoisyLabels
-from jnl.train import report
 from jnl.train.cli import option, parse
-from jnl.train.fit import Checkpoint, Fit, fit_many
+from jnl.train.compare import PerRun, compare
+from jnl.train.fit import Checkpoint, Fit
 
 ANY_CLASSES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
 ONE_DATASET = (
@@ -111,7 +110,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Data -> noise -> network -> methods -> fit -> report."""
+  """Data -> noise -> networks and methods -> fits and report."""
   if config.smoke:
     config = dataclasses.replace(config, seeds=2, epochs=2)
   check_names(config)
@@ -125,52 +124,35 @@ def main(config: Config) -> None:
   wrong = np.mean([d.flipped for d in draws], axis=1)
   print(f'{len(published.labels)} labels, {wrong.mean():.1%} of them wrong')
 
-  rows, lines, curves = [], [], {}
-  for name in config.methods:
-    start = time.perf_counter()
-    fitted = fit_many(
-      build(name, config, dataset),
-      {'x': dataset.train.x, 'labels': train_labels},
-      runs[:, 1],
-      per_run=('labels',),
-      held_out={
-        'test': {'x': dataset.test.x, 'labels': test_labels},
-        'validation': {'x': dataset.validation.x, 'labels': validation_labels},
-      },
-      epochs=config.epochs,
-      batch_size=config.batch_size,
-      augment=AUGMENTS[config.augment],
-      checkpoint=checkpoint(config, name),
-      label=name,
-    )
-    seconds = time.perf_counter() - start
-    curves[name] = fitted.history['test']
-    best = best_by_validation(fitted)
-    flags = flag_f1(name, fitted, train_labels, dataset.train.labels)
-    rows += result_rows(
-      config, name, curves[name][:, -1], best, wrong, flags, seconds
-    )
-    lines.append(
-      [
-        name,
-        report.mean_sd(curves[name][:, -1]),
-        report.mean_sd(best),
-        '' if flags is None else f'{np.mean(flags):.3f}',
-        f'{seconds:.1f}',
-      ]
-    )
-  header = ['method', 'last epoch', 'best by noisy val.', 'flags F1', 'seconds']
-  print(report.table(header, lines))
-  report.write_jsonl(f'{config.out}/results.jsonl', rows)
   save_draws(config, draws, published, runs[:, 0])
-  report.plot_curves(
-    f'{config.out}/accuracy.png',
-    curves,
+  compare(
+    {name: build(name, config, dataset) for name in config.methods},
+    {'x': dataset.train.x, 'labels': train_labels},
+    runs[:, 1],
+    per_run=('labels',),
+    held_out={
+      'test': {'x': dataset.test.x, 'labels': test_labels},
+      'validation': {'x': dataset.validation.x, 'labels': validation_labels},
+    },
+    chosen_by='noisy val.',
+    about={
+      'experiment': 'noisy_labels',
+      'dataset': config.dataset,
+      'setting': setting(config),
+      'metric': 'accuracy',
+    },
     title=f'{config.dataset}, {config.draw or config.noise}, '
     f'{wrong.mean():.0%} wrong, seeds: {config.seeds}',
-    ylabel='clean test accuracy',
+    out=config.out,
+    epochs=config.epochs,
+    batch_size=config.batch_size,
+    augment=AUGMENTS[config.augment],
+    checkpoint=lambda name: checkpoint(config, name),
+    of_runs={'wrong_labels': wrong},
+    of_fit=lambda name, fitted: flag_f1(
+      name, fitted, train_labels, dataset.train.labels
+    ),
   )
-  print(f'\nwrote results.jsonl and accuracy.png to {config.out}')
 
 
 def check_names(config: Config) -> None:
@@ -305,49 +287,16 @@ def setting(config: Config) -> dict:
   }
 
 
-def best_by_validation(fitted: Fit) -> np.ndarray:
-  """Clean test accuracy [runs] at the epoch of the best noisy validation."""
-  epoch = fitted.history['validation'].argmax(axis=1)
-  return np.take_along_axis(fitted.history['test'], epoch[:, None], 1)[:, 0]
-
-
 def flag_f1(
   name: str, fitted: Fit, noisy: np.ndarray, clean: np.ndarray
-) -> np.ndarray | None:
+) -> PerRun:
   """F1 [runs] of ELR's flags against the labels that are truly wrong."""
   if name != 'elr':
-    return None
+    return {}
   flagged = jax.vmap(mislabeled)(fitted.state, jnp.asarray(noisy))
   wrong = noisy != clean
-  return 2 * (flagged & wrong).sum(1) / (flagged.sum(1) + wrong.sum(1))
-
-
-def result_rows(
-  config: Config,
-  name: str,
-  last: np.ndarray,
-  best: np.ndarray,
-  wrong: np.ndarray,
-  flags: np.ndarray | None,
-  seconds: float,
-) -> list[dict]:
-  """One row for each run; seconds are those of all runs together."""
-  return [
-    {
-      'experiment': 'noisy_labels',
-      'method': name,
-      'dataset': config.dataset,
-      'setting': setting(config),
-      'seed': seed,
-      'metric': 'accuracy',
-      'last': last[seed],
-      'best_val': best[seed],
-      'wrong_labels': wrong[seed],
-      'seconds': seconds,
-      **({} if flags is None else {'flag_f1': flags[seed]}),
-    }
-    for seed in range(config.seeds)
-  ]
+  f1 = 2 * (flagged & wrong).sum(1) / (flagged.sum(1) + wrong.sum(1))
+  return {'flag_f1': f1}
 
 
 if __name__ == '__main__':

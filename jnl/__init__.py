@@ -10,13 +10,16 @@ from types import ModuleType
 from jnl.base import Method, Model, Outputs, State, Table
 
 _MODULES = (
+  'automata',
   'base',
   'data',
+  'em',
   'losses',
   'methods',
   'nets',
   'noise',
   'ramps',
+  'teacher',
   'train',
 )
 

@@ -518,6 +518,17 @@ def test_views():
     assert (first != second).any((1, 2, 3)).mean() > 0.5
 
 
+def test_views_may_be_many():
+  x, keys = images(16), KEYS[:16]
+  weak = augment.compose(augment.pad_crop, augment.flip)
+  views = augment.views(weak, weak, weak)(keys, {'x': x})
+  assert set(views) == {'x', 'x_strong', 'x_strong_2'}
+  two = augment.views(weak, weak)(keys, {'x': x})
+  np.testing.assert_array_equal(views['x_strong'], two['x_strong'])
+  for first, second in itertools.combinations(views.values(), 2):
+    assert (first != second).any((1, 2, 3)).mean() > 0.5
+
+
 def test_fit_trains_on_both_views():
   model = from_linen(StridedCNN(3, (4,), hidden=8), (8, 8, 1))
 

@@ -1,5 +1,6 @@
 """Every experiment runs in a process of its own and writes what it promises."""
 
+import functools
 import json
 import os
 import pathlib
@@ -32,10 +33,13 @@ def run(script, *argv):
   )
 
 
-def noisy_labels(*argv):
+def here(name, *argv):
   """The same in this process, which is quicker."""
-  script = runpy.run_path(str(ROOT / 'experiments' / 'noisy_labels.py'))
+  script = runpy.run_path(str(ROOT / 'experiments' / f'{name}.py'))
   script['main'](parse(script['Config'], '', [str(a) for a in argv]))
+
+
+noisy_labels = functools.partial(here, 'noisy_labels')
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
@@ -123,3 +127,45 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
   np.savez(tmp_path / 'mine.npz', x=x[::-1], y=labels[::-1])
   with pytest.raises(ValueError, match=r'draw_1\.npz'):
     noisy_labels(*options, '--draw', first / 'draw_1.npz', '--out', again)
+
+
+@pytest.mark.parametrize(
+  ('name', 'argv', 'message'),
+  [
+    ('weak_supervision', '--evidence count', "unknown evidence 'count'; did"),
+    ('weak_supervision', '--methods emm', "unknown method 'emm'; did you mean"),
+    ('weak_supervision', '--evidence similarity', 'bag-size must be 2'),
+    ('weak_supervision', '--positive nine', 'positive must be labels'),
+    ('weak_supervision', '--positive 17', 'both classes must be in the test'),
+    ('imprecise_labels', '--setting partal', "unknown setting 'partal'; did"),
+    ('imprecise_labels', '--methods cc', "unknown method 'cc'"),
+    ('imprecise_labels', '--views crops', "unknown views 'crops'; did you"),
+    ('imprecise_labels', '--optimizer lion', "unknown optimizer 'lion'"),
+    ('imprecise_labels', '--ratio 1.5 --setting partial', 'q must lie in'),
+  ],
+)
+def test_bad_options_of_others(name, argv, message, tmp_path):
+  out = tmp_path / 'out'
+  with pytest.raises(ValueError, match=re.escape(message)):
+    here(name, *argv.split(), '--smoke', '--out', out)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'argv'),
+  [
+    ('weak_supervision', '--evidence multiple_instance --bag-size 7'),
+    ('weak_supervision', '--evidence similarity --bag-size 2'),
+    ('weak_supervision', '--evidence comparison --bag-size 2'),
+    ('imprecise_labels', '--setting partial'),
+    ('imprecise_labels', '--setting semi --ema .9'),
+    ('imprecise_labels', '--setting mixed'),
+    ('imprecise_labels', '--setting partial_noisy --views crop'),
+  ],
+)
+def test_every_kind_of_evidence(name, argv, tmp_path):
+  here(name, *argv.split(), '--smoke', '--out', tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').open()]
+  assert {row['seed'] for row in rows} == {0, 1}
+  assert all(0 <= row['last'] <= 1 for row in rows)
+  assert len({row['method'] for row in rows}) >= 2

@@ -1,5 +1,6 @@
 """The training loop: same numbers everywhere, refits, weights, clear errors."""
 
+import functools
 import json
 import re
 
@@ -11,7 +12,16 @@ import numpy as np
 import optax
 import pytest
 
-from jnl.base import Aux, Refit, data_shards, from_loss, supervised, unpack_rows
+from jnl.base import (
+  Aux,
+  Refit,
+  data_shards,
+  from_loss,
+  global_mean,
+  supervised,
+  unpack_rows,
+)
+from jnl.data.batches import check_arrays
 from jnl.methods.elr import elr
 from jnl.nets import MLP, StridedCNN, from_linen
 from jnl.train import fit as fit_module
@@ -325,3 +335,51 @@ def test_runs_must_match_their_keys():
 def test_tables_of_another_size_are_found_out():
   with pytest.raises(ValueError, match='num_examples=62 and shards=8'):
     fit(elr(mlp(), sgd(), N, CLASSES), arrays(), KEY, epochs=1, batch_size=16)
+
+
+def test_held_out_sets_may_have_scores_of_their_own():
+  def mean_logit(predict, state, batch):
+    return global_mean(predict(state, batch['x']).logits[:, 0], batch['weight'])
+
+  data, method = arrays(), supervised(cross_entropy, mlp(), sgd())
+  held_out = np.stack([data['x'][:7] + 1, data['x'][:7] - 1])
+  fitted = fit_many(
+    method,
+    {**data, 'x': np.stack([data['x']] * 2)},
+    jax.random.split(KEY),
+    per_run=('x', 'further'),
+    epochs=2,
+    batch_size=16,
+    held_out={'mean': {'x': held_out, 'further': held_out}},
+    scores={'mean': mean_logit},
+    devices=ONE,
+  )
+  for r in range(2):
+    state = jax.tree.map(lambda a, r=r: a[r], fitted.state)
+    expected = method.predict(state, held_out[r]).logits[:, 0].mean()
+    found = fitted.history['mean'][r, -1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+  run = functools.partial(fit, method, data, KEY, epochs=1, batch_size=16)
+  with pytest.raises(ValueError, match=r"scores has \['test'\]"):
+    run(scores={'test': mean_logit})
+  with pytest.raises(ValueError, match='or have a score of its own'):
+    run(held_out={'bags': {'x': data['x']}})
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'error', 'message'),
+  [
+    ({'candidates': np.zeros((3, 4), bool)}, ValueError, 'row 0 is empty'),
+    ({'candidates': np.eye(3)}, TypeError, r'candidates must be \[n, c\] bool'),
+    ({'mask': np.array([[1, 0], [0, 0], [1, 1]], bool)}, ValueError,
+     'mask: bag 1 is empty'),
+    ({'mask': np.ones((3, 2))}, TypeError, r'mask must be \[n, m\] bool'),
+    ({'counts': np.array([0, 1, 3])}, ValueError, 'that of bag 2 does not'),
+    ({'counts': np.array([0, -1, 3])}, ValueError, 'that of bag 1 does not'),
+    ({'counts': np.array([0, 1, 0.5])}, TypeError, 'counts must be integers'),
+    ({'counts': np.array([[2, 0], [0, 3], [1, 1]])}, ValueError, 'bag 1 does'),
+  ],
+)  # fmt: skip
+def test_imprecise_labels_are_checked(arrays, error, message):
+  with pytest.raises(error, match=message):
+    check_arrays({'x': np.zeros((3, 2, 5), np.float32), **arrays})

@@ -9,7 +9,9 @@ read all the numbers of a file, or say why not.
 import os
 import pathlib
 
+import golden_automata
 from golden_case import Case
+import golden_em
 import golden_losses
 import golden_noise
 import jax
@@ -19,7 +21,12 @@ import pytest
 DEFAULT = pathlib.Path(__file__).parent / 'golden'
 FOLDER = pathlib.Path(os.environ.get('JNL_GOLDEN', DEFAULT))
 FILES = sorted(FOLDER.glob('*.npz'))
-CHECKS = {**golden_losses.CHECKS, **golden_noise.CHECKS}
+CHECKS = {
+  **golden_automata.CHECKS,
+  **golden_em.CHECKS,
+  **golden_losses.CHECKS,
+  **golden_noise.CHECKS,
+}
 
 
 def pair(path):

@@ -149,6 +149,20 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'sop_probs',
   'tempered_log_softmax',
   'truncated_gce_weights',
+  # of candidate sets: losses_partial_test
+  'cc',
+  'lws',
+  'lws_confidence',
+  'proden',
+  'proden_confidence',
+  'rcr_confidence',
+  'rule_out',
+  'uniform_candidates',
+  # of bags: automata_counts_test
+  'count_nll',
+  'count_nll_joint',
+  'count_nll_one_versus_rest',
+  'dllp',
 }
 # Gradients that are meant to differ from the value's: see `detach` and beta.
 DETACHED = {'nfl', 'nnfl', 'nfl_rce', 'nfl_mae', 'anl_fl'}

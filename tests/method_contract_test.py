@@ -16,11 +16,15 @@ import numpy as np
 import optax
 import pytest
 
-from jnl import losses
+from jnl import automata, losses
 from jnl.base import Table, pack_rows, supervised, write_rows
 from jnl.data import epoch_order, index_order, take_batch
 from jnl.methods.elr import elr
+from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
+from jnl.methods.proden import proden
+from jnl.methods.weak_em import supervised_bags, weak_em
 from jnl.nets import MLP, from_linen
+from jnl.teacher import averaged
 from jnl.train.checkpoint import open_checkpoints
 from jnl.train.parallel import data_mesh, parallel, place, shardings
 
@@ -38,9 +42,60 @@ def optimizer():
   return optax.sgd(0.1, momentum=0.9)
 
 
+BAG = CLASSES - 1  # so that labels are counts, not all of them possible
+
+
+def pixel_network():
+  net = MLP(2, (16, 16), batch_norm=True, dropout=0.2)
+  return from_linen(net, (DIM // BAG,))
+
+
+def count_of_labels(logits, batch):
+  return automata.count(logits, batch['labels'], batch['mask'])
+
+
+def of_bags(method):
+  """Sees each example as a bag of three, the last often absent."""
+
+  def bags(x):
+    return x.reshape(-1, BAG, DIM // BAG)
+
+  def step(state, batch, key):
+    mask = jnp.arange(BAG) < 2 + batch['labeled'][:, None]
+    views = {name: bags(batch[name]) for name in ('x', 'x_strong')}
+    return method.step(state, {**batch, **views, 'mask': mask}, key)
+
+  def predict(state, x):
+    return method.predict(state, x.reshape(-1, DIM // BAG))
+
+  return method._replace(step=step, predict=predict)
+
+
 METHODS = {
   'supervised': lambda: supervised(losses.gce, network(), optimizer()),
   'elr': lambda: elr(network(), optimizer(), N, CLASSES, shards=SHARDS),
+  'ill_noisy': lambda: ill_noisy(
+    network(), optimizer(), optax.sgd(0.1), CLASSES
+  ),
+  'ill_partial': lambda: ill_partial(network(), optimizer()),
+  'ill_semi': lambda: ill_semi(network(), optimizer(), CLASSES),
+  'ill_mixed': lambda: ill_mixed(
+    network(), optimizer(), optax.sgd(0.1), CLASSES
+  ),
+  'proden': lambda: proden(network(), optimizer(), N, CLASSES, shards=SHARDS),
+  'weak_em': lambda: of_bags(
+    weak_em(pixel_network(), optimizer(), count_of_labels)
+  ),
+  'supervised_bags': lambda: of_bags(
+    supervised_bags(
+      lambda z, batch: losses.count_nll(z, batch['labels'], batch['mask']),
+      pixel_network(),
+      optimizer(),
+    )
+  ),
+  'averaged': lambda: averaged(
+    co_divide(network(), optimizer(), N, SHARDS), decay=0.9
+  ),
   'co_divide': lambda: co_divide(network(), optimizer(), N, SHARDS),
   'reweight': lambda: reweight(network(), optimizer()),
 }
@@ -48,10 +103,22 @@ METHODS = {
 
 def arrays(seed=0):
   rng = np.random.default_rng(seed)
+  x = rng.normal(size=(N, DIM)).astype(np.float32)
+  labels = rng.integers(0, CLASSES, N).astype(np.int32)
+  kind = rng.integers(0, 3, N)  # of a label: noisy, partial or missing
+  candidates = candidates_of(labels) | (rng.random((N, CLASSES)) < 0.3)
   return {
-    'x': rng.normal(size=(N, DIM)).astype(np.float32),
-    'labels': rng.integers(0, CLASSES, N).astype(np.int32),
+    'x': x,
+    'labels': labels,
+    'x_strong': x + rng.normal(size=x.shape).astype(np.float32),
+    'candidates': candidates | (kind == 2)[:, None],
+    'noisy': kind == 0,
+    'labeled': kind < 2,
   }
+
+
+def candidates_of(labels):
+  return labels[..., None] == np.arange(CLASSES)
 
 
 @functools.cache
@@ -217,8 +284,12 @@ def test_a_checkpoint_moves_to_another_number_of_devices(case, tmp_path):
 def test_seeds_and_draws_at_once_equal_one_by_one(case):
   seeds = list(jax.random.split(jax.random.key(2), 3))
   labels = np.random.default_rng(1).integers(0, CLASSES, (3, BATCH), np.int32)
-  runs = [(case.init(key), {**batches()[0], 'labels': y}, key)
-          for key, y in zip(seeds, labels, strict=True)]  # fmt: skip
+  batch = batches()[0]
+  full = np.asarray(batch['candidates']).all(1)
+  runs = []
+  for key, y in zip(seeds, labels, strict=True):
+    draw = {'labels': y, 'candidates': candidates_of(y) | full[:, None]}
+    runs.append((case.init(key), {**batch, **draw}, key))
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
   states, metrics = jax.jit(jax.vmap(case.method.step))(*stacked)
   for r, run in enumerate(runs):
@@ -233,8 +304,10 @@ def test_extreme_logits_leave_everything_finite(case, scale):
     last = f"['Dense_{2}']" in jax.tree_util.keystr(path)
     return jnp.where(leaf == 0, 1, jnp.sign(leaf)) * scale if last else leaf
 
-  params = jax.tree_util.tree_map_with_path(extreme, case.start.params)
-  start = case.start._replace(params=params)
+  params, extra = jax.tree_util.tree_map_with_path(
+    extreme, (case.start.params, case.start.extra)
+  )
+  start = case.start._replace(params=params, extra=extra)
   logits = case.method.predict(start, arrays()['x']).logits
   assert np.ptp(logits) == 0 if scale == 0 else np.ptp(logits) >= scale
   state, metrics = case.run(case.step, start)

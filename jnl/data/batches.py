@@ -86,7 +86,8 @@ def check_arrays(
 
   Raises:
     ValueError: naming the array, if lengths differ, a value is NaN or infinite,
-      a label is out of range, a weight is negative, or a name is reserved.
+      a label is out of range, a weight is negative, a set of `candidates` or a
+      bag (`mask`) is empty, `counts` do not fit the bags, a name is reserved.
     TypeError: if one is no array, or `labels` [n] are not integers.
   """
   check(len(arrays) > 0, f'{argument} must hold at least one array')
@@ -120,7 +121,62 @@ def check_arrays(
     )
   if 'labels' in arrays:
     check_labels(arrays['labels'], num_classes, f'{argument}: labels')
+  if 'candidates' in arrays:
+    check_candidates(arrays['candidates'], f'{argument}: candidates')
+  if 'mask' in arrays:
+    check_mask(arrays['mask'], f'{argument}: mask')
+  if 'counts' in arrays:
+    mask = arrays.get('mask', np.ones((n, *arrays['x'].shape[1:2]), bool))
+    check_counts(arrays['counts'], mask, f'{argument}: counts')
   return n
+
+
+def check_candidates(
+  candidates: np.ndarray, argument: str = 'candidates'
+) -> None:
+  """Raises unless these are sets [n, c] bool, none of them empty."""
+  candidates = np.asarray(candidates)
+  check(
+    candidates.dtype == bool and candidates.ndim == 2,
+    f'{argument} must be [n, c] bool, got {candidates.dtype} of shape '
+    f'{candidates.shape}',
+    TypeError,
+  )
+  empty = ~candidates.any(1)
+  check(
+    not empty.any(), f'{argument}: the set of row {empty.argmax()} is empty'
+  )
+
+
+def check_mask(mask: np.ndarray, argument: str = 'mask') -> None:
+  """Raises unless this is [n, m, ...] bool and no row is empty."""
+  mask = np.asarray(mask)
+  check(
+    mask.dtype == bool and mask.ndim >= 2,
+    f'{argument} must be [n, m] bool, got {mask.dtype} of shape {mask.shape}',
+    TypeError,
+  )
+  empty = ~mask.reshape(len(mask), -1).any(1)
+  check(not empty.any(), f'{argument}: bag {empty.argmax()} is empty')
+
+
+def check_counts(
+  counts: np.ndarray, mask: np.ndarray, argument: str = 'counts'
+) -> None:
+  """Raises unless counts [n] or [n, c] are integers that the bags can hold."""
+  counts, size = np.asarray(counts), np.asarray(mask).sum(1)
+  check(
+    np.issubdtype(counts.dtype, np.integer),
+    f'{argument} must be integers, got {counts.dtype}',
+    TypeError,
+  )
+  size = size.reshape(-1, *(1,) * (counts.ndim - 1))
+  bad = ((counts < 0) | (counts > size)).reshape(len(counts), -1).any(1)
+  check(
+    not bad.any(),
+    f'{argument} must lie between 0 and the size of the bag; that of bag '
+    f'{bad.argmax()} does not',
+  )
 
 
 def check_labels(

@@ -1,4 +1,4 @@
-"""Held-out accuracy, in padded batches of one shape."""
+"""Scores on held-out data, in padded batches of one shape."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -9,10 +9,12 @@ import numpy as np
 
 from jnl.base import Array, Batch, Inputs, Outputs, State, check, global_mean
 
+Predict = Callable[[State, Inputs], Outputs]
+Score = Callable[[Predict, State, Batch], Array]
+"""The mean [] over a held-out batch, by its `weight` [b], of what is scored."""
 
-def accuracy(
-  predict: Callable[[State, Inputs], Outputs], state: State, batch: Batch
-) -> Array:
+
+def accuracy(predict: Predict, state: State, batch: Batch) -> Array:
   """The share of examples whose likeliest class is their label.
 
   Args:
@@ -63,7 +65,7 @@ def padded_batches(
 
 
 def evaluate(
-  predict: Callable[[State, Inputs], Outputs],
+  predict: Predict,
   state: State,
   arrays: Mapping[str, np.ndarray],
   *,

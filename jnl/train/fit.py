@@ -18,7 +18,7 @@ import numpy as np
 
 from jnl.base import Key, Method, State, Table, check, data_shards
 from jnl.data.batches import check_arrays
-from jnl.train.evaluate import average, padded_batches
+from jnl.train.evaluate import Score, accuracy, average, padded_batches
 from jnl.train.parallel import How
 from jnl.train.program import (
   Augment,
@@ -77,6 +77,7 @@ def fit(
   epochs: int,
   batch_size: int,
   held_out: Mapping[str, Arrays] | None = None,
+  scores: Mapping[str, Score] = types.MappingProxyType({}),
   augment: Augment | None = None,
   how: How = 'jit',
   devices: Sequence[jax.Device] | None = None,
@@ -96,7 +97,10 @@ def fit(
     epochs: passes over the data; what does not fill a batch is left out, other
       examples each time.
     batch_size: examples in a step, over all devices.
-    held_out: sets of `x` and `labels` by name; the history has their accuracy.
+    held_out: sets of arrays by name; the history has their scores.
+    scores: for the name of a held-out set `(predict, state, batch) -> []`, its
+      mean over a batch by `weight` [b]. By default it is the accuracy on `x`
+      and `labels`.
     augment: `(keys [b], batch) -> batch`, run inside the compiled step.
     how: see `parallel`.
     devices: by default as many of all as divide the shards of the data.
@@ -121,7 +125,7 @@ def fit(
     OSError: if a checkpoint cannot be written; the last good one is kept.
   """
   held_out = held_out or {}
-  plan = _plan(method, data, held_out, epochs, batch_size, augment)
+  plan = _plan(method, data, held_out, epochs, batch_size, augment, scores)
   program = compile_one(plan, how, devices, loop)
   run = _Run(program, key, held_out, epochs, checkpoint, label)
   with (
@@ -140,6 +144,7 @@ def fit_many(
   batch_size: int,
   per_run: Sequence[str] = (),
   held_out: Mapping[str, Arrays] | None = None,
+  scores: Mapping[str, Score] = types.MappingProxyType({}),
   augment: Augment | None = None,
   vectorize: bool | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -159,6 +164,7 @@ def fit_many(
     per_run: names of arrays that differ from run to run, such as `labels`; in
       `data` and in every held-out set these are [runs, n, ...].
     held_out: as for `fit`.
+    scores: as for `fit`.
     augment: as for `fit`.
     vectorize: all runs at once by `vmap`, spread over the devices where there
       are several, or one after the other through the same compiled step. By
@@ -190,13 +196,12 @@ def fit_many(
     for r in range(runs)
   ]
   for d, h in zip(run_data, run_held_out, strict=True):
-    plan = _plan(method, d, h, epochs, batch_size, augment)
+    plan = _plan(method, d, h, epochs, batch_size, augment, scores)
   if vectorize is None:
     vectorize = not _convolves(plan)
 
   if vectorize:
-    own = {name: name in per_run for name in data}
-    program = compile_many(plan, runs, own, devices, loop)
+    program = compile_many(plan, runs, list(data), per_run, devices, loop)
     # [runs, n, ...] -> [n, runs, ...]: examples lead in every array.
     data = _runs_second(data, per_run)
     held_out = {k: _runs_second(v, per_run) for k, v in held_out.items()}
@@ -272,7 +277,7 @@ def _train(
           save(carry, epoch, done, rows)
       row = jax.device_get(dict(carry.means))
       for name, parts in on_device.items():
-        scores = [program.score(carry.state, part) for part in parts]
+        scores = [program.score(name, carry.state, part) for part in parts]
         row[name] = average(scores, batches[name])
       rows.append(plain(row))
       write({'epoch': epoch + 1, **row})
@@ -400,27 +405,41 @@ def _plan(
   epochs: int,
   batch_size: int,
   augment: Augment | None,
+  scores: Mapping[str, Score],
 ) -> Plan:
   """Checks everything that can be checked before anything is compiled."""
   check(epochs >= 1, f'epochs must be at least 1, got {epochs}')
   abstract = jax.eval_shape(method.init, jax.random.key(0))
-  num_classes = None
-  if 'x' in data:
-    row = jnp.asarray(data['x'][:1])
-    logits = jax.eval_shape(method.predict, abstract, row).logits
-    num_classes = logits.shape[-1]
+  num_classes = _num_classes(method, abstract, [data, *held_out.values()])
   n = check_arrays(data, num_classes, 'data')
+  check(
+    set(scores) <= set(held_out),
+    f'scores has {sorted(set(scores) - set(held_out))}, which held_out has not',
+  )
   for name, arrays in held_out.items():
     check(
-      {'x', 'labels'} == set(arrays),
-      f'held_out[{name!r}] must hold x and labels, got {sorted(arrays)}',
+      name in scores or {'x', 'labels'} == set(arrays),
+      f'held_out[{name!r}] must hold x and labels, or have a score of its own; '
+      f'got {sorted(arrays)}',
     )
     check_arrays(arrays, num_classes, f'held_out[{name!r}]')
   shards = data_shards(n, batch_size)
   batch = _abstract_batch(data, batch_size)
-  plan = Plan(method, n, shards, batch_size, batch, augment)
+  scores = {name: scores.get(name, accuracy) for name in held_out}
+  plan = Plan(method, n, shards, batch_size, batch, augment, scores)
   _check_tables(plan, abstract)
   return plan
+
+
+def _num_classes(
+  method: Method, abstract: State, sets: Sequence[Arrays]
+) -> int | None:
+  """Of the first labeled examples; bags, which have no labels, are not `x`."""
+  for arrays in sets:
+    if {'x', 'labels'} <= set(arrays):
+      row = jnp.asarray(arrays['x'][:1])
+      return jax.eval_shape(method.predict, abstract, row).logits.shape[-1]
+  return None
 
 
 def _abstract_batch(

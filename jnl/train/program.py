@@ -11,6 +11,7 @@ CPU, where XLA runs a convolution inside a loop an order of magnitude slower.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import math
+import types
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from jnl.base import (
   write_rows,
 )
 from jnl.data.batches import epoch_order, index_order, take_batch
-from jnl.train.evaluate import accuracy
+from jnl.train.evaluate import Score
 from jnl.train.parallel import How, data_mesh, parallel, place, shardings
 
 Augment = Callable[[Key, Batch], Batch]
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     batch_size: examples in a step.
     batch: shapes and dtypes of a batch, before augmentation.
     augment: `(keys [b], batch) -> batch`, or None.
+    scores: for the name of every held-out set, what it is scored by.
   """
 
   method: Method
@@ -66,6 +68,7 @@ class Plan(NamedTuple):
   batch_size: int
   batch: Mapping[str, jax.ShapeDtypeStruct]
   augment: Augment | None = None
+  scores: Mapping[str, Score] = types.MappingProxyType({})
 
 
 class Carry(NamedTuple):
@@ -150,9 +153,9 @@ def step(
   return Carry(state, means, steps), {}
 
 
-def score(plan: Plan, state: State, batch: Batch) -> Array:
-  """Accuracy on a held-out batch."""
-  return accuracy(plan.method.predict, state, batch)
+def score(plan: Plan, state: State, batch: Batch, *, name: str) -> Array:
+  """The score of a batch of the held-out set of that name."""
+  return plan.scores[name](plan.method.predict, state, batch)
 
 
 def refit_key(plan: Plan, key: Key, epoch: Array) -> Key:
@@ -203,7 +206,8 @@ class Program(NamedTuple):
     loop: of the steps.
     put_data: `arrays [n, ...] -> tables`, on the devices.
     put: an array onto the devices, whole on each.
-    init, order, score: the parts.
+    init, order: the parts.
+    score: `(name, state, batch) -> []`, of a held-out set.
     abstract: shapes, dtypes and shardings of a carry, for restoring one.
     start: `state -> carry` before an epoch; donates the state.
     run: `(carry, feed, order, key, epoch, first, last) -> carry`, the steps
@@ -217,7 +221,7 @@ class Program(NamedTuple):
   put: Callable[[PyTree], PyTree]
   init: Callable[[Key], State]
   order: Callable[[Key, Any], Array]
-  score: Callable[[State, Batch], Array]
+  score: Callable[[str, State, Batch], Array]
   abstract: Callable[[Carry], PyTree]
   start: Callable[[State], Carry]
   run: Callable[[Carry, Feed, Array, Key, int, int, int], Carry]
@@ -276,7 +280,8 @@ def compile_one(
 def compile_many(
   plan: Plan,
   runs: int,
-  per_run: Mapping[str, bool],
+  names: Sequence[str],
+  per_run: Sequence[str],
   devices: Sequence[jax.Device] | None = None,
   loop: Loop | None = None,
 ) -> Program:
@@ -285,7 +290,8 @@ def compile_many(
   Args:
     plan: what one run trains.
     runs: their number.
-    per_run: for the name of every array, whether it differs from run to run;
+    names: of the arrays of the data.
+    per_run: names of arrays, there or held out, that differ from run to run;
       such an array is [n, runs, ...].
     devices: as many of these (by default of all) as divide the runs; each holds
       whole runs, so that nothing is communicated.
@@ -313,6 +319,7 @@ def compile_many(
     on_carry=Carry(state=on_run, means=on_run, steps=on_run),
     on_batch=on_run,
     on_run=on_run,
+    names=names,
     per_run=per_run,
   )
 
@@ -332,13 +339,11 @@ def _program(
   on_carry: Any,
   on_batch: NamedSharding,
   on_run: NamedSharding,
-  per_run: Mapping[str, bool] = {},
+  names: Sequence[str] = (),
+  per_run: Sequence[str] = (),
 ) -> Program:
   """Says what is where, and which arguments have an axis of runs."""
-  in_tables = {name: 2 if own else None for name, own in per_run.items()}
-  in_batch = {
-    name: 1 if per_run.get(name) else None for name in ('x', 'labels', 'weight')
-  }
+  in_tables = {name: 2 if name in per_run else None for name in names}
   natural = index_order(plan.n, plan.shards, plan.batch_size)
   taken = (on_batch, on_run)
   take_shuffled = compiled(take, (in_tables, 0, None, 0, None), taken)
@@ -397,6 +402,14 @@ def _program(
       collected = collect(collected, state, batch, k)
     return update(state, collected, key)
 
+  @functools.cache
+  def compiled_score(name: str, keys: tuple[str, ...]) -> Callable:
+    in_batch = {key: 1 if key in per_run else None for key in keys}
+    return compiled(functools.partial(score, name=name), (0, in_batch), on_run)
+
+  def score_by_name(name: str, state: State, batch: Batch) -> Array:
+    return compiled_score(name, tuple(batch))(state, batch)
+
   def abstract(carry: Carry) -> PyTree:
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -412,7 +425,7 @@ def _program(
     put=lambda tree: jax.device_put(tree, whole),
     init=compiled(init, (0,), on_carry.state),
     order=compiled(order, (0, None), on_run),
-    score=compiled(score, (0, in_batch), on_run),
+    score=score_by_name,
     abstract=abstract,
     start=compiled(start, (0,), on_carry, donate=0),
     run=run,

@@ -233,16 +233,15 @@ def compose(*functions: Augmentation) -> Augmentation:
 
 def views(
   weak: Augmentation,
-  strong: Augmentation | None = None,
-  *,
+  *strong: Augmentation,
   names: Sequence[str] = ('x',),
 ) -> Callable[[Key, Batch], Batch]:
   """The augmentation of batches that `fit(augment=)` takes.
 
   Args:
     weak: replaces the examples; `compose()` leaves them as they are.
-    strong: if given, a second view of the raw examples, under the name with
-      `_strong` appended.
+    *strong: further views of the raw examples, under the name with `_strong`,
+      `_strong_2`, `_strong_3`, ... appended.
     names: the arrays of the batch that hold examples. Each of them and each
       view has random numbers of its own.
 
@@ -263,10 +262,10 @@ def views(
     augmented = dict(batch)
     for i, name in enumerate(names):
       check(name in batch, f'names: {name!r} is not in {sorted(batch)}')
-      augmented[name] = weak(fold_in(keys, 2 * i), batch[name])
-      if strong is not None:
-        view = strong(fold_in(keys, 2 * i + 1), batch[name])
-        augmented[f'{name}_strong'] = view
+      for j, view in enumerate((weak, *strong)):
+        own = fold_in(keys, i * (1 + max(1, len(strong))) + j)
+        suffix = ('', '_strong')[j] if j < 2 else f'_strong_{j}'
+        augmented[name + suffix] = view(own, batch[name])
     return augmented
 
   return augment

@@ -1,0 +1,365 @@
+"""Imprecise labels: noisy, partial, missing, or all of these in one batch.
+
+Imprecise label learning (Chen et al., ILL, NeurIPS 2024, arXiv 2305.12715)
+treats every label as evidence about a latent one, and learns by EM from two
+views, beside what is usual for each kind of label, on the same labels:
+
+  ce            cross-entropy, uniform over the candidates
+  cc            likelihood of the candidates (Feng et al., 2020)
+  proden        confidences that follow the predictions (Lv et al., 2020)
+  pseudo_label  cross-entropy against the likeliest candidate (Lee, 2013)
+  *_strong      the same on the strong view, since part of what ILL gains is
+                gained by augmentation alone
+
+  python experiments/imprecise_labels.py                   # digits, 40% noise
+  python experiments/imprecise_labels.py --setting partial  # q = .5
+  python experiments/imprecise_labels.py --setting semi     # 40 labels
+  python experiments/imprecise_labels.py --setting mixed    # a third of each
+  python experiments/imprecise_labels.py --setting partial_noisy \\
+    --dataset fashion_mnist --views crop --net strided_cnn --epochs 20 --seeds 1
+
+`mixed` makes a third of the rows noisy, a third partial and a third unlabeled;
+`partial_noisy` has candidate sets that miss the truth at the noise rate. Every
+setting has the recipe below, not tuned. Out come a table, `results.jsonl` and
+`accuracy.png`. An epoch is chosen by how many predictions are candidates of
+held-out rows, never by clean labels.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jnl import losses, nets, noise
+from jnl.base import (
+  Array,
+  Aux,
+  Batch,
+  Key,
+  Method,
+  Model,
+  Params,
+  State,
+  check,
+  check_name,
+  data_shards,
+  from_loss,
+  global_mean,
+  model_keys,
+)
+from jnl.data import Dataset, Examples, augment, load
+from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
+from jnl.methods.proden import proden
+from jnl.teacher import averaged
+from jnl.train.cli import option, parse
+from jnl.train.compare import compare
+from jnl.train.evaluate import Predict
+
+Arrays = dict[str, np.ndarray]
+
+METHODS = {
+  'noisy': ('ill', 'ce', 'ce_strong'),
+  'partial': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
+  'semi': ('ill', 'ce', 'ce_strong', 'pseudo_label'),
+  'mixed': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
+  'partial_noisy': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
+}
+"""What differs in each setting: of single candidates cc and the like are ce."""
+
+
+class Recipe(NamedTuple):
+  """How a setting is trained unless options say otherwise."""
+
+  hidden: tuple[int, ...]
+  optimizer: str
+  learning_rate: float
+  epochs: int
+
+
+RECIPES = {
+  'noisy': Recipe((256, 256), 'sgd', 0.05, 100),
+  'partial': Recipe((256,), 'adam', 1e-3, 40),
+  'semi': Recipe((256,), 'adam', 1e-3, 100),
+  'mixed': Recipe((256, 256), 'sgd', 0.05, 100),
+  'partial_noisy': Recipe((256, 256), 'sgd', 0.05, 100),
+}
+shift = functools.partial(augment.pad_crop, padding=2)
+fade = functools.partial(augment.gaussian_noise, scale=0.1)
+noise_view = augment.compose(augment.feature_dropout, fade)
+square = functools.partial(augment.cutout, size=8)
+crop_view = augment.compose(shift, square, fade)
+crop_flip = augment.compose(augment.pad_crop, augment.flip)
+strong_view = augment.compose(crop_flip, augment.fixmatch_augment)
+VIEWS = {
+  'noise': augment.views(augment.compose(), noise_view, noise_view),
+  'crop': augment.views(shift, crop_view, crop_view),
+  'crop_flip': augment.views(crop_flip, strong_view, strong_view),
+}
+"""A weak view and two strong ones, of which the second serves `partial`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The settings; every field is an option of the command line."""
+
+  setting: str = option('noisy', f'kind of labels: {", ".join(METHODS)}')
+  methods: tuple[str, ...] = option((), 'some of those for this setting')
+  dataset: str = option(
+    'digits', 'digits, an image set of TFDS, or one in data-dir'
+  )
+  data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
+  rate: float = option(0.4, 'share of noisy labels that are wrong, symmetric')
+  ratio: float = option(0.5, 'with which a wrong class becomes a candidate')
+  labels: int = option(40, 'labeled rows of `semi`, as many of each class')
+  views: str = option('noise', f'strong views: {", ".join(VIEWS)}')
+  net: str = option('mlp', 'network: mlp or one of nets/names.py')
+  optimizer: str = option('', "sgd or adam; by default the setting's")
+  learning_rate: float = option(0.0, "by default the setting's")
+  epochs: int = option(0, "passes over the training set; 0: the setting's")
+  batch_size: int = option(100, 'examples in a step')
+  scale: float = option(1.0, 'ILL: sharpness of the learned transition matrix')
+  ema: float = option(0.0, 'evaluate an average of the weights, .999 say')
+  seeds: int = option(4, 'runs, each with its own labels')
+  out: str = option('results/imprecise_labels', 'folder for what comes out')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
+
+
+def main(config: Config) -> None:
+  """Data -> imprecise labels -> networks and methods -> fits and report."""
+  check_names(config)
+  config = with_recipe(config)
+  dataset = load(config.dataset, data_dir=config.data_dir or None)
+  runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
+  c = dataset.num_classes
+  train = stack([weaken(config, dataset.train, c, key) for key in runs[:, 0]])
+  held_out = stack(
+    [weaken(config, dataset.validation, c, key) for key in runs[:, 1]]
+  )
+  describe(train, dataset.train.labels)
+  compare(
+    {
+      name: build(name, config, dataset)
+      for name in config.methods or METHODS[config.setting]
+    },
+    {'x': dataset.train.x, **train},
+    runs[:, 1],
+    per_run=tuple(train),
+    held_out={
+      'test': {
+        'x': dataset.test.x,
+        'labels': np.tile(dataset.test.labels, (config.seeds, 1)),
+      },
+      'validation': {
+        'x': dataset.validation.x,
+        'candidates': held_out['candidates'],
+      },
+    },
+    scores={'validation': coverage},
+    chosen_by='candidates hit',
+    about={
+      'experiment': 'imprecise_labels',
+      'dataset': config.dataset,
+      'setting': setting(config),
+      'metric': 'accuracy',
+    },
+    title=f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
+    out=config.out,
+    epochs=config.epochs,
+    batch_size=config.batch_size,
+    augment=VIEWS[config.views],
+  )
+
+
+def check_names(config: Config) -> None:
+  """Raises for a name that is not known, before any work."""
+  check_name('setting', config.setting, METHODS)
+  for method in config.methods:
+    check_name('method', method, METHODS[config.setting])
+  nets.build(config.net, 2)
+  check_name('views', config.views, VIEWS)
+  if config.optimizer:
+    check_name('optimizer', config.optimizer, ('sgd', 'adam'))
+  check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
+
+
+def with_recipe(config: Config) -> Config:
+  """The config with what was left open filled in."""
+  recipe = RECIPES[config.setting]
+  config = dataclasses.replace(
+    config,
+    optimizer=config.optimizer or recipe.optimizer,
+    learning_rate=config.learning_rate or recipe.learning_rate,
+    epochs=config.epochs or recipe.epochs,
+  )
+  if config.smoke:
+    config = dataclasses.replace(config, seeds=2, epochs=2)
+  return config
+
+
+# --- what is left of the labels ----------------------------------------------
+
+
+def weaken(config: Config, part: Examples, c: int, key: Array) -> Arrays:
+  """What methods may see of the labels, under the names they read.
+
+  Everything is a set of candidates; where it is `noisy` the set may miss the
+  truth. `labels` are those of single candidates, `labeled` where the set is not
+  that of all classes.
+  """
+  name, clean = config.setting, part.labels
+  key_noise, key_sets, key_kind = jax.random.split(key, 3)
+  noisy = noise.corrupt(key_noise, clean, noise.symmetric(c, config.rate))
+  single = np.eye(c, dtype=bool)[noisy.labels]
+  sets = noise.candidate_sets(key_sets, clean, c, config.ratio).candidates
+  missed = noise.noisy_candidate_sets(
+    key_sets, clean, c, config.ratio, config.rate
+  ).candidates
+  everything = np.ones_like(single)
+  if name == 'semi':
+    per_class = max(1, config.labels // c)
+    kind = np.where(chosen(key_kind, clean, per_class), 0, 3)
+  elif name == 'mixed':
+    kind = np.asarray(jax.random.randint(key_kind, clean.shape, 1, 4))
+  else:
+    of_all = {'noisy': 1, 'partial': 2, 'partial_noisy': 4}[name]
+    kind = np.full(clean.shape, of_all)
+  kinds = [np.eye(c, dtype=bool)[clean], single, sets, everything, missed]
+  candidates = np.stack(kinds)[kind, np.arange(len(clean))]
+  return {
+    'candidates': candidates,
+    'noisy': np.isin(kind, (1, 4)),
+    'labels': candidates.argmax(1).astype(np.int32),
+    'labeled': ~candidates.all(1),
+  }
+
+
+def chosen(key: Array, labels: np.ndarray, per_class: int) -> np.ndarray:
+  """So many rows of each class, [n] bool."""
+  order = np.asarray(jax.random.permutation(key, len(labels)))
+  rank = np.empty(len(labels), int)
+  for k in np.unique(labels):
+    rows = order[labels[order] == k]
+    rank[rows] = np.arange(len(rows))
+  return rank < per_class
+
+
+def stack(runs: Sequence[Arrays]) -> Arrays:
+  """The arrays of all runs, [runs, n, ...] each."""
+  return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def describe(train: Arrays, clean: np.ndarray) -> None:
+  """Prints how imprecise the labels are."""
+  sets, labeled = train['candidates'], train['labeled']
+  right = np.take_along_axis(sets, clean[None, :, None], 2)[..., 0]
+  print(
+    f'{len(clean)} rows, {labeled.mean():.1%} labeled, by '
+    f'{sets.sum(2)[labeled].mean():.2f} candidates, which hold the truth in '
+    f'{right[labeled].mean():.1%}'
+  )
+
+
+def coverage(predict: Predict, state: State, batch: Batch) -> Array:
+  """The share of predictions that are candidates."""
+  prediction = jnp.argmax(predict(state, batch['x']).logits, -1)[:, None]
+  hit = jnp.take_along_axis(batch['candidates'], prediction, axis=1)[:, 0]
+  return global_mean(hit.astype(jnp.float32), batch['weight'])
+
+
+# --- methods -----------------------------------------------------------------
+
+
+def build(name: str, config: Config, dataset: Dataset) -> Method:
+  """The method of that name."""
+  c, n = dataset.num_classes, len(dataset.train.labels)
+  net = nets.build(config.net, c)
+  if config.net == 'mlp':
+    net = nets.MLP(c, RECIPES[config.setting].hidden)
+  model = nets.from_linen(net, dataset.train.x.shape[1:])
+  rate = config.learning_rate
+  tx = {
+    'adam': optax.adam(rate),
+    'sgd': optax.chain(
+      optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9)
+    ),
+  }[config.optimizer]
+  if name == 'ill':
+    method = ill(config, model, tx, c)
+  elif name == 'proden':
+    shards = data_shards(n, config.batch_size)
+    method = proden(model, tx, n, c, shards=shards)
+  else:
+    view = 'x_strong' if name.endswith('_strong') else 'x'
+    method = from_candidates(
+      BASELINES[name.removesuffix('_strong')], model, tx, view
+    )
+  return averaged(method, decay=config.ema) if config.ema else method
+
+
+def ill(
+  config: Config, model: Model, tx: optax.GradientTransformation, c: int
+) -> Method:
+  """The configuration of ILL for the setting."""
+  noise_tx = optax.sgd(config.learning_rate)
+  return {
+    'noisy': lambda: ill_noisy(model, tx, noise_tx, c, scale=config.scale),
+    'partial': lambda: ill_partial(model, tx),
+    'semi': lambda: ill_semi(model, tx, c),
+    'mixed': lambda: ill_mixed(model, tx, noise_tx, c, scale=config.scale),
+    'partial_noisy': lambda: ill_mixed(
+      model, tx, noise_tx, c, scale=config.scale
+    ),
+  }[config.setting]()
+
+
+def ce(logits: Array, candidates: Array) -> Array:
+  """Uniform over the candidates; nothing from a row without a label."""
+  labeled = ~jnp.all(candidates, axis=-1)
+  return jnp.where(labeled, losses.uniform_candidates(logits, candidates), 0)
+
+
+def pseudo_label(logits: Array, candidates: Array) -> Array:
+  """Against the likeliest candidate; without a label, once it has 95%."""
+  confidence = losses.proden_confidence(logits, candidates)
+  labeled = ~jnp.all(candidates, axis=-1)
+  sure = labeled | (jnp.max(confidence, axis=-1) >= 0.95)
+  return jnp.where(sure, losses.ce(logits, jnp.argmax(confidence, axis=-1)), 0)
+
+
+BASELINES = {'ce': ce, 'cc': losses.cc, 'pseudo_label': pseudo_label}
+
+
+def from_candidates(
+  loss: Callable[[Array, Array], Array],
+  model: Model,
+  tx: optax.GradientTransformation,
+  view: str,
+) -> Method:
+  """Trains on `candidates` as `supervised` does on labels."""
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    outputs, stats = model.apply(
+      params, state.stats, batch[view], model_keys(key, batch), True
+    )
+    per_example = loss(outputs.logits, batch['candidates'])
+    return global_mean(per_example, batch['weight']), Aux(stats)
+
+  return from_loss(loss_fn, model, tx)
+
+
+def setting(config: Config) -> dict:
+  """What the numbers depend on."""
+  skipped = ('methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke')
+  fields = dataclasses.asdict(config)
+  return {name: v for name, v in fields.items() if name not in skipped}
+
+
+if __name__ == '__main__':
+  main(parse(Config, __doc__))

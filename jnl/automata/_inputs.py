@@ -1,0 +1,144 @@
+"""What all constraints share: one entry for bags and evidence, one result."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jnl.base import Array, check, is_concrete
+
+LOG_ZERO = -1e30
+"""log 0 inside recursions: with -inf, gradients would be NaN."""
+
+
+class Inference(NamedTuple):
+  """What evidence about a bag says of the latent labels in it.
+
+  Attributes:
+    log_likelihood: [...], log P(evidence | logits), at least float32. -inf with
+      gradient 0 where the evidence is impossible; elsewhere its gradient by the
+      logits is `posterior - softmax(logits)`.
+    posterior: [..., m, c], P(y_i = k | evidence). Where the evidence is
+      impossible, the prediction; 0 in masked slots.
+    feasible: [...] bool, whether the evidence is possible at all.
+  """
+
+  log_likelihood: Array
+  posterior: Array
+  feasible: Array
+
+
+def read_bags(
+  logits: Array, mask: Array | None, classes: int | None = None
+) -> tuple[Array, Array]:
+  """Checks bags and gives log-probabilities that are safe everywhere.
+
+  Args:
+    logits: [..., m, c] floating-point; log-probabilities are logits too.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+    classes: what c has to be, if given.
+
+  Returns:
+    Log-probabilities [..., m, c] in at least float32, uniform in masked slots
+    whatever the logits there (and without gradient), and the mask.
+
+  Raises:
+    TypeError: if `logits` are not floating-point or `mask` not bool.
+    ValueError: if a shape does not match, or outside jit if a bag is empty.
+  """
+  logits, mask = read_logits(logits, mask, classes)
+  # A logit may be -inf, but recursions need numbers.
+  return jnp.maximum(jax.nn.log_softmax(logits, axis=-1), LOG_ZERO), mask
+
+
+def read_logits(
+  logits: Array, mask: Array | None, classes: int | None = None
+) -> tuple[Array, Array]:
+  """As `read_bags`, but for the normalization."""
+  logits = jnp.asarray(logits)
+  check(
+    jnp.issubdtype(logits.dtype, jnp.floating),
+    f'logits must be floating-point, got {logits.dtype}',
+    TypeError,
+  )
+  check(
+    logits.ndim >= 2 and logits.shape[-1] >= 2,
+    f'logits must be [..., m, c] with c >= 2 classes, got shape {logits.shape}',
+  )
+  check(
+    classes is None or logits.shape[-1] == classes,
+    f'logits must be [..., m, {classes}], got shape {logits.shape}',
+  )
+  mask = read_mask(mask, logits.shape[:-1])
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return jnp.where(mask[..., None], logits, 0), mask
+
+
+def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
+  """Checks a mask [..., m]; all true if None. Outside jit no bag is empty."""
+  if mask is None:
+    check(shape[-1] > 0, 'a bag must hold at least one instance')
+    return jnp.ones(shape, bool)
+  mask = jnp.asarray(mask)
+  check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
+  check(
+    mask.shape == shape,
+    f'mask must be [..., m] like the instances, {shape}, got {mask.shape}',
+  )
+  if is_concrete(mask):
+    check(jnp.all(jnp.any(mask, -1)), 'mask must not leave a bag empty')
+  return mask
+
+
+def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
+  """Checks counts [...] of instances in bags with `mask` [..., m].
+
+  Args:
+    counts: [...] integers in [0, number of instances]. Inside jit a count out
+      of range is evidence that is impossible.
+    mask: [..., m] bool.
+    name: what the error calls them.
+
+  Returns:
+    The counts as int32.
+
+  Raises:
+    TypeError: if they are not integers.
+    ValueError: if the shape does not match or, outside jit, one is out of
+      range.
+  """
+  counts = jnp.asarray(counts)
+  check(
+    jnp.issubdtype(counts.dtype, jnp.integer),
+    f'{name} must be integers, got {counts.dtype}',
+    TypeError,
+  )
+  check(
+    counts.shape == mask.shape[:-1],
+    f'{name} must have the shape of the bags, {mask.shape[:-1]}, got '
+    f'{counts.shape}',
+  )
+  if is_concrete(counts, mask):
+    check(
+      jnp.all((counts >= 0) & (counts <= jnp.sum(mask, -1))),
+      f'{name} must lie between 0 and the number of instances in the bag',
+    )
+  return counts.astype(jnp.int32)
+
+
+def conclude(
+  log_likelihood: Array, posterior: Array, log_probs: Array, mask: Array
+) -> Inference:
+  """Ends a constraint: -inf and the prediction where nothing is possible.
+
+  Args:
+    log_likelihood: [...], about `LOG_ZERO` where the evidence is impossible.
+    posterior: [..., m, c]; anything there.
+    log_probs: [..., m, c] from `read_bags`.
+    mask: [..., m].
+  """
+  feasible = log_likelihood > LOG_ZERO / 2
+  value = jnp.where(feasible, log_likelihood, -jnp.inf)
+  fallback = jnp.exp(log_probs)
+  posterior = jnp.where(feasible[..., None, None], posterior, fallback)
+  return Inference(value, jnp.where(mask[..., None], posterior, 0), feasible)

@@ -1,0 +1,382 @@
+r"""The count of positives in a bag: its distribution, and factors on it.
+
+With independent binary labels N = sum_i y_i is Poisson-binomial. Evidence about
+N is a factor phi(N): 1 at a count that was seen (and 0 elsewhere), 1 on an
+interval, or a soft preference. All that follows from one pass up and one pass
+down a binary tree over the instances, whose nodes hold the distribution of the
+positives below: direct convolutions of non-negative numbers, O(m^2) operations
+in O(log m) levels and O(m log m) memory, exact to rounding also where an FFT,
+whose error is relative to the largest number, has no digit left.
+
+Before that the log-odds are tilted: adding t to all of them multiplies
+P(N = n) by exp(t n) and a constant, so any t gives the same answer; the one
+that moves the mean to where phi P(N) is largest keeps what matters in the range
+of floats, however far the evidence is from the prediction.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jnl.automata._inputs import LOG_ZERO, read_mask
+from jnl.base import Array, check
+
+STEEP = 1e30
+"""The slope of log phi beside the counts it allows."""
+
+
+class CountMessages(NamedTuple):
+  """What a factor on the count of a bag says.
+
+  Attributes:
+    messages: [..., m], log-odds of each label from the factor and the *other*
+      instances; the posterior is `sigmoid(log_odds + messages)`. 0 in masked
+      slots, infinite where the factor alone decides (no or all positives), and
+      within some 80 of the tilt in float32 otherwise, which no posterior feels.
+    log_z: [...], log E[phi(N)]; -inf with gradient 0 if phi allows no count.
+  """
+
+  messages: Array
+  log_z: Array
+
+
+def count_messages(
+  log_odds: Array, log_factor: Array, mask: Array | None = None
+) -> CountMessages:
+  r"""Messages of a factor on the count to each of the instances.
+
+  .. math:: M_i = \log \frac{\sum_n \phi(n + 1)\, P(N_{-i} = n)}
+                            {\sum_n \phi(n)\, P(N_{-i} = n)}
+
+  with N_{-i} the number of positives among the others.
+
+  Args:
+    log_odds: [..., m], of each label being 1.
+    log_factor: [..., m + 1], log phi; -inf forbids a count. Full precision is
+      for a log-concave phi (one count, an interval, a quadratic): one of
+      several separate peaks may lose those e^80 times less likely, in float32.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    `CountMessages`, at least float32. Gradients are exact, in both modes.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  >>> log_factor = jnp.array([-jnp.inf, 0., -jnp.inf])  # one of two is positive
+  >>> messages, log_z = count_messages(jnp.array([2., 0.]), log_factor)
+  >>> messages.round(3).tolist()  # the other one is 0 or 1: log-odds reversed
+  [0.0, -2.0]
+  """
+  log_odds, mask = _read_log_odds(log_odds, mask)
+  log_factor = jnp.asarray(log_factor, log_odds.dtype)
+  expected = (*mask.shape[:-1], mask.shape[-1] + 1)
+  check(
+    log_factor.shape == expected,
+    f'log_factor must be [..., m + 1], {expected}, got {log_factor.shape}',
+  )
+  messages, log_z = solve_messages(log_odds, log_factor, mask)
+  return CountMessages(
+    messages, jnp.where(log_z > LOG_ZERO / 2, log_z, -jnp.inf)
+  )
+
+
+def count_log_probs(log_odds: Array, mask: Array | None = None) -> Array:
+  """The whole distribution of the count, exact far into its tails.
+
+  The tree of this module in log space: slower than what needs one count or one
+  factor, and the reference for it. Its gradient by reverse mode keeps O(m^2).
+
+  Args:
+    log_odds: [..., m], of each label being 1.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    [..., m + 1], log P(N = n), at least float32; -inf for n above the number of
+    instances, without gradient.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  >>> jnp.exp(count_log_probs(jnp.zeros(2))).round(3).tolist()
+  [0.25, 0.5, 0.25]
+  """
+  log_odds, mask = _read_log_odds(log_odds, mask)
+  root = _log_root(_instances_first(log_odds), _instances_first(mask))
+  m = mask.shape[-1]
+  root = root[: m + 1].T.reshape(*mask.shape[:-1], m + 1)
+  return jnp.where(root > LOG_ZERO / 2, root, -jnp.inf)
+
+
+def _read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
+  log_odds = jnp.asarray(log_odds)
+  check(
+    jnp.issubdtype(log_odds.dtype, jnp.floating),
+    f'log_odds must be floating-point, got {log_odds.dtype}',
+    TypeError,
+  )
+  check(
+    log_odds.ndim >= 1 and log_odds.shape[-1] >= 1,
+    f'log_odds must be [..., m] with m >= 1, got shape {log_odds.shape}',
+  )
+  mask = read_mask(mask, log_odds.shape)
+  dtype = jnp.promote_types(log_odds.dtype, jnp.float32)
+  return jnp.where(mask, log_odds.astype(dtype), 0), mask
+
+
+# --- the tree ----------------------------------------------------------------
+#
+# Nodes of a level are [taps, nodes, bags]: bags are contiguous, which is what a
+# CPU vectorizes, and stay a dimension of their own, which is what is sharded.
+# Node i and node i + half have one parent.
+
+
+def _instances_first(x: Array) -> Array:
+  """[..., m] as [2^k, bags], padded with zeros (False)."""
+  m = x.shape[-1]
+  x = x.reshape(-1, m).T
+  return jnp.pad(x, ((0, 2 ** math.ceil(math.log2(m)) - m), (0, 0)))
+
+
+def _halves(nodes: Array) -> tuple[Array, Array]:
+  half = nodes.shape[1] // 2
+  return nodes[:, :half], nodes[:, half:]
+
+
+def _convolve(a: Array, b: Array) -> Array:
+  """out(n) = sum_k a(k) b(n - k), [h, ...] each -> [2h - 1, ...]."""
+  h = a.shape[0]
+
+  def add(k: Array, out: Array) -> Array:
+    window = lax.dynamic_slice_in_dim(out, k, h)
+    window += lax.dynamic_slice_in_dim(a, k, 1) * b
+    return lax.dynamic_update_slice_in_dim(out, window, k, 0)
+
+  zeros = jnp.zeros_like(a, shape=(2 * h - 1, *a.shape[1:]))
+  return lax.fori_loop(0, h, add, zeros)
+
+
+def _correlate(a: Array, g: Array) -> Array:
+  """out(n) = sum_k a(k) g(n + k), [h, ...] and [2h - 1, ...] -> [h, ...]."""
+  h = a.shape[0]
+
+  def add(k: Array, out: Array) -> Array:
+    window = lax.dynamic_slice_in_dim(g, k, h)
+    return out + lax.dynamic_slice_in_dim(a, k, 1) * window
+
+  return lax.fori_loop(0, h, add, jnp.zeros_like(a))
+
+
+def _log_convolve(a: Array, b: Array) -> Array:
+  """`_convolve` of logarithms."""
+  h = a.shape[0]
+
+  def add(k: Array, out: Array) -> Array:
+    window = lax.dynamic_slice_in_dim(out, k, h)
+    terms = lax.dynamic_slice_in_dim(a, k, 1) + b
+    window = jnp.logaddexp(window, terms)
+    return lax.dynamic_update_slice_in_dim(out, window, k, 0)
+
+  start = jnp.full_like(a, LOG_ZERO, shape=(2 * h - 1, *a.shape[1:]))
+  return lax.fori_loop(0, h, add, start)
+
+
+@jax.jit
+def _log_root(log_odds: Array, mask: Array) -> Array:
+  """log P(N = n) [2^k + 1, bags] for log-odds [2^k, bags]."""
+  nodes = jnp.stack(
+    [
+      jnp.where(mask, jax.nn.log_sigmoid(-log_odds), 0),
+      jnp.where(mask, jax.nn.log_sigmoid(log_odds), LOG_ZERO),
+    ]
+  )
+  while nodes.shape[1] > 1:
+    nodes = _log_convolve(*_halves(nodes))
+  return nodes[:, 0]
+
+
+def _up(leaves: Array) -> list[Array]:
+  """All levels, leaves [2, 2^k, bags] first, root [2^k + 1, 1, bags] last."""
+  levels = [leaves]
+  while levels[-1].shape[1] > 1:
+    levels.append(_convolve(*_halves(levels[-1])))
+  return levels
+
+
+def _down(levels: list[Array], root: Array) -> Array:
+  """What the rest says of each leaf's count, [2, 2^k, bags], up to a factor.
+
+  A child hears of a count what its parent would hear with the sibling's added.
+  """
+  g = root
+  for nodes in levels[-2::-1]:
+    left, right = _halves(nodes)
+    g = jnp.concatenate([_correlate(right, g), _correlate(left, g)], axis=1)
+    largest = lax.stop_gradient(jnp.max(g, axis=0))
+    g = g / jnp.where(largest > 0, largest, 1)
+  return g
+
+
+# --- a factor on the count ---------------------------------------------------
+
+
+def solve_messages(
+  log_odds: Array, log_factor: Array, mask: Array
+) -> tuple[Array, Array]:
+  """`count_messages` of checked arrays; log_z is LOG_ZERO instead of -inf."""
+  batch, m = mask.shape[:-1], mask.shape[-1]
+  bags = math.prod(batch)
+  possible = jnp.arange(m + 1) <= jnp.sum(mask, -1)[..., None]
+  possible &= log_factor > LOG_ZERO / 2
+  log_factor = jnp.where(possible, log_factor, LOG_ZERO)
+  log_z, messages = _solve(
+    _instances_first(log_odds),
+    log_factor.reshape(bags, m + 1).T,
+    _instances_first(mask),
+  )
+  messages = messages[:m].T.reshape(mask.shape)
+  # Exact where the factor alone decides; the tree would give its smallest log.
+  none = ~jnp.any(possible[..., 1:], -1, keepdims=True)
+  every = ~jnp.any(possible & ~_last(possible, mask), -1, keepdims=True)
+  messages = jnp.where(every, jnp.inf, jnp.where(none, -jnp.inf, messages))
+  neither = ~mask | ~jnp.any(possible, -1, keepdims=True)
+  return jnp.where(neither, 0, messages), log_z.reshape(batch)
+
+
+def _last(possible: Array, mask: Array) -> Array:
+  """Where n is the number of instances, [..., m + 1]."""
+  return jnp.arange(possible.shape[-1]) == jnp.sum(mask, -1)[..., None]
+
+
+@jax.custom_jvp
+def _solve(
+  log_odds: Array, log_factor: Array, mask: Array
+) -> tuple[Array, Array]:
+  """log_z [bags] and messages [2^k, bags].
+
+  Args:
+    log_odds: [2^k, bags].
+    log_factor: [m + 1, bags], LOG_ZERO for impossible counts.
+    mask: [2^k, bags].
+  """
+  log_z, messages, _ = _pass_both_ways(log_odds, log_factor, mask)
+  return log_z, messages
+
+
+@_solve.defjvp
+def _solve_jvp(primals, tangents):
+  """d log_z is the posterior less the prior: no tree is differentiated for it.
+
+  Messages are differentiated through the tree, where anybody asks for that.
+  """
+  log_odds, log_factor, mask = primals
+  d_log_odds, d_log_factor, _ = tangents
+  (log_z, messages, counts), (_, d_messages, _) = jax.jvp(
+    lambda odds, factor: _pass_both_ways(odds, factor, mask),
+    (log_odds, log_factor),
+    (d_log_odds, d_log_factor),
+  )
+  shift = jax.nn.sigmoid(log_odds + messages) - jax.nn.sigmoid(log_odds)
+  d = jnp.sum(jnp.where(mask, shift, 0) * d_log_odds, axis=0)
+  d += jnp.sum(counts * d_log_factor, axis=0)
+  d = jnp.where(log_z > LOG_ZERO / 2, d, 0)
+  return (log_z, messages), (d, d_messages)
+
+
+@jax.jit
+def _pass_both_ways(
+  log_odds: Array, log_factor: Array, mask: Array
+) -> tuple[Array, Array, Array]:
+  """log_z [bags], messages [2^k, bags], P(n | phi) [m + 1, bags]."""
+  t, center = lax.stop_gradient(_tilt(log_odds, log_factor, mask))
+  u = log_odds + t
+  leaves = jnp.stack(
+    [
+      jnp.where(mask, jax.nn.sigmoid(-u), 1),
+      jnp.where(mask, jax.nn.sigmoid(u), 0),
+    ]
+  )
+  levels = _up(leaves)
+  taps = len(log_factor)
+
+  # phi(n) exp(-t n), relative to the center, where it is about largest.
+  n = jnp.arange(taps)[:, None]
+  at_center = jnp.take_along_axis(log_factor, center[None], axis=0)
+  tilted = log_factor - at_center - t * (n - center)
+  tilted = jnp.where(log_factor > LOG_ZERO / 2, tilted, LOG_ZERO)
+  largest = lax.stop_gradient(jnp.max(tilted, axis=0))
+  factor = jnp.exp(tilted - largest)
+  joint = levels[-1][:taps, 0] * factor
+  total = jnp.sum(joint, axis=0)
+  tiny = jnp.finfo(total.dtype).tiny
+  log_total = jnp.log(jnp.maximum(total, tiny)) + largest + at_center[0]
+  log_z = log_total + _log_normalizer(log_odds, t, center, mask)
+  impossible = ~jnp.any(log_factor > LOG_ZERO / 2, axis=0)
+  log_z = jnp.where(impossible, LOG_ZERO, log_z)
+
+  root = jnp.zeros_like(levels[-1]).at[:taps, 0].set(factor)
+  g = jnp.maximum(_down(levels, root), tiny)
+  messages = t + jnp.log(g[1]) - jnp.log(g[0])
+  return log_z, messages, joint / jnp.maximum(total, tiny)
+
+
+def _log_normalizer(
+  log_odds: Array, t: Array, center: Array, mask: Array
+) -> Array:
+  """log E[exp(t (N - center))] without its cancellations, [bags].
+
+  Each instance is counted as 0 or 1 by its tilted log-odds; what remains is of
+  the size of its uncertainty.
+  """
+  u = log_odds + t
+  counted = mask & (u > 0)
+  flipped = counted != (log_odds > 0)
+  terms = jax.nn.softplus(-jnp.abs(u)) - jax.nn.softplus(-jnp.abs(log_odds))
+  terms = terms - jnp.where(flipped, jnp.abs(log_odds), 0)
+  excess = jnp.sum(counted, axis=0) - center
+  return jnp.sum(jnp.where(mask, terms, 0), axis=0) + t * excess
+
+
+def _tilt(
+  log_odds: Array, log_factor: Array, mask: Array
+) -> tuple[Array, Array]:
+  """The tilt t [bags], and the count nearest to the tilted mean, int [bags].
+
+  Where phi P is largest, log phi rises as fast as log P falls. The slope of
+  log P at n is minus the tilt whose mean is n (to leading order), so t is a
+  root of phi'(mean(t)) = t, found by bisection. It has to be right to less than
+  one standard deviation of N, and need not be exact.
+  """
+  allowed = log_factor > LOG_ZERO / 2
+  first = jnp.argmax(allowed, axis=0)
+  last = log_factor.shape[0] - 1 - jnp.argmax(allowed[::-1], axis=0)
+  slopes = jnp.diff(log_factor, axis=0)
+  n = jnp.arange(len(slopes))[:, None]
+  slopes = jnp.where(n < first, STEEP, jnp.where(n >= last, -STEEP, slopes))
+
+  def mean(t: Array) -> Array:
+    return jnp.sum(jnp.where(mask, jax.nn.sigmoid(log_odds + t), 0), axis=0)
+
+  def halve(i: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bracket
+    middle = (low + high) / 2
+    at = jnp.minimum(mean(middle).astype(jnp.int32), len(slopes) - 1)
+    rises = jnp.take_along_axis(slopes, at[None], axis=0)[0] > middle
+    return jnp.where(rises, middle, low), jnp.where(rises, high, middle)
+
+  # From a quarter of a positive to all but a quarter.
+  margin = math.log(4 * len(log_odds))
+  low = -jnp.max(jnp.where(mask, log_odds, -STEEP), axis=0) - margin
+  high = -jnp.min(jnp.where(mask, log_odds, STEEP), axis=0) + margin
+  empty = ~jnp.any(mask, axis=0)
+  low, high = jnp.where(empty, 0, low), jnp.where(empty, 0, high)
+  precision = min(0.1, 1 / math.sqrt(len(log_odds)))
+  widest = jnp.max(high - low)
+  steps = jnp.ceil(jnp.log2(jnp.maximum(widest / precision, 1)))
+  low, high = lax.fori_loop(0, steps.astype(jnp.int32), halve, (low, high))
+  t = (low + high) / 2
+  center = jnp.clip(jnp.round(mean(t)).astype(jnp.int32), first, last)
+  return t, center

@@ -1,0 +1,63 @@
+"""Expectation maximization, one example at a time: what do labels say of y?
+
+Imprecise labels are evidence about a latent label: noisy, partial and missing
+ones differ in the log weights e_k = log P(evidence | y = k) [..., c] alone. The
+E-step is `posterior`, softmax(log p + e); `log_likelihood` is log sum_k p_k
+exp(e_k), whose gradient by the logits is the posterior less p.
+
+Evidence that is impossible (as an empty set, or a label that no class can turn
+into) has the log-likelihood -inf with gradient 0, and leaves the prediction as
+it is. So does, inside jit, a label out of range; its likelihood is NaN.
+"""
+
+from jnl.em._inputs import (
+  LOG_ZERO,
+)
+from jnl.em.posteriors import (
+  candidate_log_likelihood,
+  candidate_posterior,
+  log_likelihood,
+  mixed_evidence,
+  mixed_log_likelihood,
+  mixed_posterior,
+  noisy_evidence,
+  noisy_log_likelihood,
+  noisy_posterior,
+  posterior,
+)
+from jnl.em.terms import (
+  align,
+  class_balance,
+  consistency,
+  keep_top,
+  mean_prediction,
+  posterior_cross_entropy,
+)
+from jnl.em.transition import (
+  column_transition,
+  noise_logits,
+  row_transition,
+)
+
+__all__ = [
+  'LOG_ZERO',
+  'align',
+  'candidate_log_likelihood',
+  'candidate_posterior',
+  'class_balance',
+  'column_transition',
+  'consistency',
+  'keep_top',
+  'log_likelihood',
+  'mean_prediction',
+  'mixed_evidence',
+  'mixed_log_likelihood',
+  'mixed_posterior',
+  'noise_logits',
+  'noisy_evidence',
+  'noisy_log_likelihood',
+  'noisy_posterior',
+  'posterior',
+  'posterior_cross_entropy',
+  'row_transition',
+]

@@ -1,0 +1,80 @@
+"""PRODEN: the true label is identified among the candidates in training."""
+
+import jax.numpy as jnp
+import optax
+
+from jnl import losses
+from jnl.base import (
+  Array,
+  Aux,
+  Batch,
+  Key,
+  Method,
+  Model,
+  Params,
+  State,
+  Table,
+  from_loss,
+  global_mean,
+  model_keys,
+  pack_rows,
+  read_rows,
+  write_rows,
+)
+
+
+def proden(
+  model: Model,
+  tx: optax.GradientTransformation,
+  num_examples: int,
+  num_classes: int,
+  *,
+  shards: int = 1,
+) -> Method:
+  r"""Cross-entropy against confidences that follow the predictions.
+
+  .. math:: \ell_i = -\sum_k w_{ik} \log p_{ik},\qquad
+    w_{ik} \leftarrow p_{ik}\, 1[k \in S_i] \Big/ \sum_{j \in S_i} p_{ij}
+
+  after each step; the confidence of an example is of its last visit, and
+  uniform over its candidates before the first. (With that of the present
+  prediction the gradient would be that of `losses.cc`.)
+
+  Args:
+    model: the network.
+    tx: its optimizer.
+    num_examples: n, of the training set.
+    num_classes: c.
+    shards: of the memory, `data_shards(n, batch_size)` under `fit`.
+
+  Returns:
+    A method over batches of `x`, `candidates` [b, c] bool, `weight` and
+    `index`. `state.extra` is the `Table` of confidences, zeros for an example
+    not seen yet.
+
+  Reference: Lv, Xu, Feng, Niu, Geng, Sugiyama, "Progressive Identification of
+  True Labels for Partial-Label Learning", ICML 2020, arXiv 2002.08053.
+  """
+
+  def init_extra(key: Key) -> Table:
+    del key
+    return pack_rows(jnp.zeros((num_examples, num_classes)), shards)
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    outputs, stats = model.apply(
+      params, state.stats, batch['x'], model_keys(key, batch), True
+    )
+    candidates, weight = batch['candidates'], batch['weight']
+    old = read_rows(state.extra, batch['index'])
+    seen = jnp.sum(old, axis=-1, keepdims=True) > 0
+    size = jnp.maximum(jnp.sum(candidates, axis=-1, keepdims=True), 1)
+    confidence = jnp.where(seen, old, candidates / size)
+    loss = global_mean(losses.proden(outputs.logits, confidence), weight)
+    new = losses.proden_confidence(outputs.logits, candidates)
+    # An example of weight 0 is not there: it leaves no trace in the memory.
+    new = jnp.where(weight[:, None] > 0, new, old)
+    return loss, Aux(stats, write_rows(state.extra, batch['index'], new))
+
+  return from_loss(loss_fn, model, tx, init_extra=init_extra)
