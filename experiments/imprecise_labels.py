@@ -79,6 +79,8 @@ class Recipe(NamedTuple):
   optimizer: str
   learning_rate: float
   epochs: int
+  rate: float = 0.4
+  ratio: float = 0.5
 
 
 RECIPES = {
@@ -86,7 +88,7 @@ RECIPES = {
   'partial': Recipe((256,), 'adam', 1e-3, 40),
   'semi': Recipe((256,), 'adam', 1e-3, 100),
   'mixed': Recipe((256, 256), 'sgd', 0.05, 100),
-  'partial_noisy': Recipe((256, 256), 'sgd', 0.05, 100),
+  'partial_noisy': Recipe((256, 256), 'sgd', 0.05, 100, rate=0.2, ratio=0.1),
 }
 shift = functools.partial(augment.pad_crop, padding=2)
 fade = functools.partial(augment.gaussian_noise, scale=0.1)
@@ -113,8 +115,12 @@ class Config:
     'digits', 'digits, an image set of TFDS, or one in data-dir'
   )
   data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
-  rate: float = option(0.4, 'share of noisy labels that are wrong, symmetric')
-  ratio: float = option(0.5, 'with which a wrong class becomes a candidate')
+  rate: float = option(
+    -1.0, 'of wrong labels, symmetric: by default .4, partial_noisy .2'
+  )
+  ratio: float = option(
+    -1.0, 'at which wrong classes are candidates: .5, partial_noisy .1'
+  )
   labels: int = option(40, 'labeled rows of `semi`, as many of each class')
   views: str = option('noise', f'strong views: {", ".join(VIEWS)}')
   net: str = option('mlp', 'network: mlp or one of nets/names.py')
@@ -195,6 +201,8 @@ def with_recipe(config: Config) -> Config:
     optimizer=config.optimizer or recipe.optimizer,
     learning_rate=config.learning_rate or recipe.learning_rate,
     epochs=config.epochs or recipe.epochs,
+    rate=recipe.rate if config.rate == -1 else config.rate,
+    ratio=recipe.ratio if config.ratio == -1 else config.ratio,
   )
   if config.smoke:
     config = dataclasses.replace(config, seeds=2, epochs=2)

@@ -27,6 +27,8 @@ SHARDS = 8
 """Most shards a `Table` is cut into; see `data_shards`."""
 PAD = np.iinfo(np.int32).max
 """The index of a padded example: zero on read, dropped on write."""
+LOG_ZERO = -1e30
+"""log 0 in recursions and evidence: through -inf, gradients would be NaN."""
 
 Array = jax.Array
 Key = jax.Array

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jnl import automata
-from jnl.automata._inputs import LOG_ZERO
+from jnl.base import LOG_ZERO
 
 M = 8
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jnl import losses
+from jnl import automata, losses
 from jnl.losses import _inputs
 from jnl.train.cli import parse
 
@@ -72,6 +72,7 @@ def test_two_devices_and_two_processes(script, tmp_path, capfd):
     ('--sections loses', "unknown section 'loses'; did you mean 'losses'"),
     ('--losses gcc', "unknown loss 'gcc'; did you mean"),
     ('--methods erl', "unknown method 'erl'; did you mean 'elr'"),
+    ('--nets mpl', "unknown net 'mpl'; did you mean 'mlp'"),
     ('--dtype float16', "unknown dtype 'float16'; did you mean 'bfloat16'"),
     ('--parallel smap', "unknown parallel 'smap'; did you mean"),
     ('--devices 0', 'devices must be at least 1, got 0'),
@@ -79,6 +80,8 @@ def test_two_devices_and_two_processes(script, tmp_path, capfd):
     ('--rounds 0', 'rounds must be at least 1, got 0'),
     ('--workers -1', 'workers must be >= 0, got -1'),
     ('--batch-size 60000', 'batch-size must be'),
+    ('--bags 0', 'bags must be a multiple of the 1 devices'),
+    ('--single 0', 'single must be at least 1, got 0'),
   ],
 )
 def test_bad_options_are_named_and_nothing_is_written(
@@ -116,6 +119,32 @@ def test_what_is_timed_is_the_value_and_the_gradient(script):
 def test_first_batch_is_laid_out_shard_by_shard(script):
   index = script['first_batch'](10, 4, 2)
   assert index.tolist() == [0, 1, 5, 6]
+
+
+def test_both_views_are_the_two_of_one_pass(script):
+  """What `em` is compared with: the mean cross-entropy of both views."""
+  config = small(script)
+  data = {**script['views'](8), 'index': np.arange(8), 'weight': np.ones(8)}
+  method = script['build'](config, 'ce', 16)
+  state, key = method.init(jax.random.key(0)), jax.random.key(1)
+  loss = lambda m, x: m.step(state, {**data, 'x': x}, key)[1]['loss']
+  apart = loss(method, data['x']) + loss(method, data['x_strong'])
+  both = loss(script['on_both_views'](method), data['x'])
+  close(both, apart / 2, rtol=1e-5)
+
+
+def test_the_recursion_is_the_likelihood_that_is_inferred(script):
+  log_odds = draw(64, 5)[0]
+  p = script['prefix_recursion'](jax.nn.sigmoid(log_odds).T)
+  close(jnp.log(p), automata.count_log_probs(log_odds), rtol=1e-3, atol=1e-4)
+
+
+def test_a_single_bag_is_measured_with_its_memory(script):
+  changes = {'devices': 2, 'bags': 4, 'instances': 4, 'single': 8}
+  many, log_probs, slope, one = script['time_counts'](small(script, **changes))
+  assert many['shape'] == log_probs['shape'] == slope['shape'] == [4, 4, 2]
+  assert one['shape'] == [1, 8, 2]
+  assert one['temp_mb'] > 0
 
 
 # --- what was rewritten for speed --------------------------------------------

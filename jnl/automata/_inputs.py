@@ -5,10 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jnl.base import Array, check, is_concrete
-
-LOG_ZERO = -1e30
-"""log 0 inside recursions: with -inf, gradients would be NaN."""
+from jnl.base import LOG_ZERO, Array, check, is_concrete
 
 
 class Inference(NamedTuple):

@@ -9,13 +9,12 @@ from jax import lax
 import jax.numpy as jnp
 
 from jnl.automata._inputs import (
-  LOG_ZERO,
   Inference,
   read_counts,
   read_logits,
 )
 from jnl.automata.tree import solve_messages
-from jnl.base import Array, check, is_concrete
+from jnl.base import LOG_ZERO, Array, check, is_concrete
 
 
 def count(logits: Array, counts: Array, mask: Array | None = None) -> Inference:

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.automata._inputs import (
-  LOG_ZERO,
   Inference,
   conclude,
   read_bags,
 )
-from jnl.base import Array, check, is_concrete
+from jnl.base import LOG_ZERO, Array, check, is_concrete
 
 BINARY = (False, True)
 """`counted` for two classes: label 1 is the positive one."""

@@ -7,9 +7,9 @@ every instance has one label; here nothing is forgotten.
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.automata._inputs import LOG_ZERO, Inference, conclude, read_bags
+from jnl.automata._inputs import Inference, conclude, read_bags
 from jnl.automata.general import forward_backward
-from jnl.base import Array, check, is_concrete
+from jnl.base import LOG_ZERO, Array, check, is_concrete
 
 STATES = 100_000
 """The most states that `joint_count` takes unasked."""

@@ -7,9 +7,9 @@ the positive one. They go into `pair`, or by `pair_automaton` into `infer`.
 import jax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import LOG_ZERO, Inference, conclude, read_bags
+from jnl.automata._inputs import Inference, conclude, read_bags
 from jnl.automata.general import check_broadcast, read_table
-from jnl.base import Array, Scalar, check
+from jnl.base import LOG_ZERO, Array, Scalar, check
 
 
 def pair(logits: Array, log_weights: Array) -> Inference:

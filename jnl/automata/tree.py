@@ -21,8 +21,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import LOG_ZERO, read_mask
-from jnl.base import Array, check
+from jnl.automata._inputs import read_mask
+from jnl.base import LOG_ZERO, Array, check
 
 STEEP = 1e30
 """The slope of log phi beside the counts it allows."""

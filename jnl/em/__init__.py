@@ -10,9 +10,6 @@ into) has the log-likelihood -inf with gradient 0, and leaves the prediction as
 it is. So does, inside jit, a label out of range; its likelihood is NaN.
 """
 
-from jnl.em._inputs import (
-  LOG_ZERO,
-)
 from jnl.em.posteriors import (
   candidate_log_likelihood,
   candidate_posterior,
@@ -40,7 +37,6 @@ from jnl.em.transition import (
 )
 
 __all__ = [
-  'LOG_ZERO',
   'align',
   'candidate_log_likelihood',
   'candidate_posterior',

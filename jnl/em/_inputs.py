@@ -3,13 +3,10 @@
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import Array, check, is_concrete
+from jnl.base import LOG_ZERO, Array, check, is_concrete
 from jnl.losses import _inputs
 from jnl.losses._inputs import read_logits
 from jnl.losses.partial import read_candidates
-
-LOG_ZERO = -1e30
-"""log 0 in evidence: finite, since gradients through -inf would be NaN."""
 
 
 def weigh(logits: Array, evidence: Array) -> tuple[Array, Array, Array]:

@@ -4,9 +4,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from jnl import losses
-from jnl.base import Array, check
+from jnl.base import LOG_ZERO, Array, check
 from jnl.em._inputs import (
-  LOG_ZERO,
   log_transition,
   read_evidence,
   read_labels,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jnl import automata
 from jnl.automata import Inference
-from jnl.automata._inputs import LOG_ZERO, read_bags
-from jnl.base import Array, check
+from jnl.automata._inputs import read_bags
+from jnl.base import LOG_ZERO, Array, check
 
 
 def count_nll(logits: Array, counts: Array, mask: Array | None = None) -> Array:
