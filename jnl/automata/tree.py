@@ -212,11 +212,12 @@ def _down(levels: list[Array], root: Array) -> Array:
   A child hears of a count what its parent would hear with the sibling's added.
   """
   g = root
-  for nodes in levels[-2::-1]:
+  for depth, nodes in enumerate(levels[-2::-1]):
     left, right = _halves(nodes)
     g = jnp.concatenate([_correlate(right, g), _correlate(left, g)], axis=1)
-    largest = lax.stop_gradient(jnp.max(g, axis=0))
-    g = g / jnp.where(largest > 0, largest, 1)
+    if depth % 2:
+      largest = lax.stop_gradient(jnp.max(g, axis=0))
+      g = g / jnp.where(largest > 0, largest, 1)
   return g
 
 
@@ -373,7 +374,7 @@ def _tilt(
   high = -jnp.min(jnp.where(mask, log_odds, STEEP), axis=0) + margin
   empty = ~jnp.any(mask, axis=0)
   low, high = jnp.where(empty, 0, low), jnp.where(empty, 0, high)
-  precision = min(0.1, 1 / math.sqrt(len(log_odds)))
+  precision = min(0.5, 4 / math.sqrt(len(log_odds)))  # two deviations of N
   widest = jnp.max(high - low)
   steps = jnp.ceil(jnp.log2(jnp.maximum(widest / precision, 1)))
   low, high = lax.fori_loop(0, steps.astype(jnp.int32), halve, (low, high))
