@@ -374,7 +374,7 @@ def _tilt(
   high = -jnp.min(jnp.where(mask, log_odds, STEEP), axis=0) + margin
   empty = ~jnp.any(mask, axis=0)
   low, high = jnp.where(empty, 0, low), jnp.where(empty, 0, high)
-  precision = min(0.5, 4 / math.sqrt(len(log_odds)))  # two deviations of N
+  precision = min(0.5, 4 / math.sqrt(len(log_odds)))  # N is right to one deviation
   widest = jnp.max(high - low)
   steps = jnp.ceil(jnp.log2(jnp.maximum(widest / precision, 1)))
   low, high = lax.fori_loop(0, steps.astype(jnp.int32), halve, (low, high))
