@@ -16,6 +16,12 @@
   gives their likelihood: one recursion over prefixes, of probabilities and not
   of their logarithms. `count` at most 6 times, better 4. And of a single bag of
   4,096, with the memory of its temporaries.
+- `belief`: an iteration of belief propagation with exact counts, on a random
+  graph in which each of n instances names five others (the worst there is for a
+  cache), in bags of m, against one pass over the arrays of its ties. It says
+  nothing of accuracy: so few iterations converge nowhere.
+- `neighbors`: the five nearest neighbors of all of n points in 16 dimensions
+  against scikit-learn's brute force.
 
   python experiments/throughput.py                   # twelve minutes
   python experiments/throughput.py --sections losses --dtype bfloat16
@@ -39,6 +45,7 @@ threads hold no more than 64 MB.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -55,7 +62,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from jnl import automata, losses, nets
+from jnl import automata, belief, losses, neighbors, nets
 from jnl.base import (
   AXIS,
   Array,
@@ -86,6 +93,8 @@ SECTIONS = {
   'epochs': 'times what it is compared with',
   'em': 'times a step of cross-entropy on both views',
   'counts': 'times a recursion over prefixes',
+  'belief': 'times a pass over its ties',
+  'neighbors': "times scikit-learn's",
 }
 METHODS = (
   'elr', 'gce', 'sce', 'mae', 'label_smoothing', 'bootstrap_soft', 'js',
@@ -145,6 +154,13 @@ class Config:
   bags: int = option(1024, 'counts: bags')
   instances: int = option(64, 'counts: instances in each')
   single: int = option(4096, 'counts: instances in a single bag')
+  graphs: tuple[str, ...] = option(
+    ('10000x64', '100000x64', '100000x2048', '1000000x64'),
+    'belief: instances x bag size',
+  )
+  points: tuple[str, ...] = option(
+    ('20000', '100000'), 'neighbors: numbers of points'
+  )
   workers: int = option(2, 'epochs: processes that stream; 0 is a thread')
   rounds: int = option(15, 'turns; steps: times 20, em: times 5')
   processes: int = option(3, 'how often the whole is repeated')
@@ -158,7 +174,8 @@ def main(config: Config) -> None:
     config = dataclasses.replace(
       config, losses=('ce', 'sop', 'elr'), methods=('elr',), batch=64,
       classes=16, examples=512, images=256, batch_size=64, bags=8, instances=8,
-      single=32, nets=('mlp',), workers=0, rounds=1, processes=1,
+      single=32, nets=('mlp',), graphs=('64x8',), points=('100',), workers=0,
+      rounds=1, processes=1,
     )  # fmt: skip
   check_options(config)
   if ROWS in os.environ:
@@ -256,6 +273,8 @@ def measure(config: Config) -> list[dict]:
     'epochs': time_epochs,
     'em': time_em,
     'counts': time_counts,
+    'belief': time_belief,
+    'neighbors': time_neighbors,
   }
   device = f'{config.devices} x {jax.devices()[0].device_kind}'
   common = {'dtype': config.dtype, 'device': device, 'rounds': config.rounds}
@@ -700,6 +719,79 @@ def time_counts(config: Config) -> Iterator[dict]:
         row['temp_mb'] = memory.temp_size_in_bytes / 1e6
         row['note'] = f'temporaries of {row["temp_mb"]:.2g} MB'
       yield row
+
+
+# --- belief ------------------------------------------------------------------
+
+
+def random_law(n: int, m: int, shards: int) -> belief.FactorGraph:
+  """n instances in bags of m, each tied to five that are drawn, to the last."""
+  rng = np.random.default_rng(0)
+  index = rng.integers(0, n, [n, 5])
+  ties = neighbors.graph_of_neighbors(index, rng.random([n, 5], np.float32))
+  bags = -(-n // m)
+  members = np.arange(bags * m).reshape(bags, m)
+  mask = members < n
+  counts = rng.integers(0, mask.sum(1) + 1)
+  return belief.label_proportions(ties, members, mask, counts, shards=shards)
+
+
+def time_belief(config: Config) -> Iterator[dict]:
+  """Iterations of belief propagation; ten are timed at a time."""
+  mesh = data_mesh(jax.devices()[: config.devices])
+  iterations = 10
+  touch = jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree))
+  for name in config.graphs:
+    n, m = map(int, name.split('x'))
+    law = random_law(n, m, config.devices)
+    if config.devices > 1:
+      law = belief.place(law, mesh)
+    silent = belief.no_messages(law)
+    ties = (law.neighbors, law.weights, silent.pair_in, silent.pair_out)
+    call = functools.partial(
+      belief.propagate, law, iterations=iterations, tolerance=0
+    )
+    degree, spilled = law.weights.shape[1], law.spill_weights.size
+    memory = cast(Any, compiled_memory(law))
+    about = {
+      'shape': [n, m],
+      'kind': f'bags of {m}',
+      'temp_mb': memory.temp_size_in_bytes / 1e6,
+      'note': f'{degree} slots, {spilled} ties spilled, temporaries of '
+      f'{memory.temp_size_in_bytes / 1e6:.3g} MB',
+    }
+    item = Timed(f'{n} x {m}', call, passes=iterations, about=about)
+    for row in in_turns(functools.partial(touch, ties), [item], config.rounds):
+      for unit in ('ms', 'floor_ms'):
+        row[unit] /= iterations
+      yield row
+
+
+def compiled_memory(law: belief.FactorGraph) -> Any:
+  """What a run of ten iterations needs."""
+  run = jax.jit(functools.partial(belief.propagate, iterations=10))
+  return run.lower(law).compile().memory_analysis()
+
+
+def time_neighbors(config: Config) -> Iterator[dict]:
+  """All neighbors of all points; both are given the same array."""
+  from sklearn.neighbors import NearestNeighbors
+
+  searches: list[neighbors.Search] = ['exact']
+  if importlib.util.find_spec('faiss') is not None:
+    searches.append('faiss')
+  for points in map(int, config.points):
+    x = np.random.default_rng(0).standard_normal([points, 16], np.float32)
+    fitted = NearestNeighbors(n_neighbors=5, algorithm='brute').fit(x)
+    items = [
+      Timed(
+        f'{search} {points}',
+        functools.partial(neighbors.knn, jnp.asarray(x), 5, search=search),
+        about={'shape': [points, 16], 'kind': search},
+      )
+      for search in searches
+    ]
+    yield from in_turns(fitted.kneighbors, items, min(config.rounds, 3))
 
 
 # --- report ------------------------------------------------------------------

@@ -12,10 +12,12 @@ from jnl.base import Method, Model, Outputs, State, Table
 _MODULES = (
   'automata',
   'base',
+  'belief',
   'data',
   'em',
   'losses',
   'methods',
+  'neighbors',
   'nets',
   'noise',
   'ramps',

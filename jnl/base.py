@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 import optax
 
@@ -199,6 +200,19 @@ def axis_is_bound() -> bool:
   except NameError:
     return False
   return True
+
+
+def mesh_of(x: Any) -> Mesh | None:
+  """The mesh over whose axis `'data'` the rows of an array are split, if any.
+
+  None for an array on one device, a replicated one, and while tracing.
+  """
+  sharding = getattr(x, 'sharding', None) if is_concrete(x) else None
+  if not isinstance(sharding, NamedSharding) or not sharding.spec:
+    return None
+  mesh = sharding.mesh
+  split = sharding.spec[0] == AXIS and mesh.shape[AXIS] > 1
+  return mesh if split and isinstance(mesh, Mesh) else None
 
 
 def global_sum(values: PyTree) -> PyTree:

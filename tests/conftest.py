@@ -1,16 +1,40 @@
-"""Eight devices and a cache of compiled programs: set before jax starts.
+"""Eight devices, quick compilation and a cache of programs, set before jax.
 
-Many tests compile the same small programs, in this process and in others.
+Nearly all the time of these tests is spent on compiling thousands of small
+programs, many of them more than once: in this process and in others. XLA is
+told to optimize little; with XLA_FLAGS=--xla_backend_optimization_level=3, as
+a stage of .ci/run has it, what runs is what users run.
 """
 
+import gc
+import importlib.metadata
 import os
 import pathlib
 
-flag = '--xla_force_host_platform_device_count=8'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+import pytest
+
+flags = os.environ.get('XLA_FLAGS', '').split()
+flags.append('--xla_force_host_platform_device_count=8')
+if not any('optimization_level' in flag for flag in flags):
+  flags.append('--xla_backend_optimization_level=0')
+  # XLA ends the process at a flag that it does not know.
+  if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(flags)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 cache = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+  """Compiled programs of a file are of no use to the next, and take memory."""
+  yield
+  import jax
+
+  jax.clear_caches()

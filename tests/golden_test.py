@@ -10,6 +10,7 @@ import os
 import pathlib
 
 import golden_automata
+import golden_belief
 from golden_case import Case
 import golden_em
 import golden_losses
@@ -23,6 +24,7 @@ FOLDER = pathlib.Path(os.environ.get('JNL_GOLDEN', DEFAULT))
 FILES = sorted(FOLDER.glob('*.npz'))
 CHECKS = {
   **golden_automata.CHECKS,
+  **golden_belief.CHECKS,
   **golden_em.CHECKS,
   **golden_losses.CHECKS,
   **golden_noise.CHECKS,

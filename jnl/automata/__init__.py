@@ -26,6 +26,9 @@ from jnl.automata.general import (
 from jnl.automata.joint import (
   joint_count,
 )
+from jnl.automata.max_counts import (
+  max_count_messages,
+)
 from jnl.automata.pairs import (
   comparison,
   confidence_difference,
@@ -58,6 +61,7 @@ __all__ = [
   'interval',
   'interval_automaton',
   'joint_count',
+  'max_count_messages',
   'multiple_instance',
   'one_versus_rest',
   'pair',

@@ -87,6 +87,48 @@ def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
   return mask
 
 
+def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
+  """Checks binary bags.
+
+  Args:
+    log_odds: [..., m] floating-point.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    The log-odds in at least float32, 0 in masked slots, and the mask.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+  """
+  log_odds = jnp.asarray(log_odds)
+  check(
+    jnp.issubdtype(log_odds.dtype, jnp.floating),
+    f'log_odds must be floating-point, got {log_odds.dtype}',
+    TypeError,
+  )
+  check(
+    log_odds.ndim >= 1 and log_odds.shape[-1] >= 1,
+    f'log_odds must be [..., m] with m >= 1, got shape {log_odds.shape}',
+  )
+  mask = read_mask(mask, log_odds.shape)
+  dtype = jnp.promote_types(log_odds.dtype, jnp.float32)
+  return jnp.where(mask, log_odds.astype(dtype), 0), mask
+
+
+def read_factor(
+  log_odds: Array, log_factor: Array, mask: Array | None
+) -> tuple[Array, Array, Array]:
+  """As `read_log_odds`, with a factor [..., m + 1] on the count."""
+  log_odds, mask = read_log_odds(log_odds, mask)
+  log_factor = jnp.asarray(log_factor, log_odds.dtype)
+  expected = (*mask.shape[:-1], mask.shape[-1] + 1)
+  check(
+    log_factor.shape == expected,
+    f'log_factor must be [..., m + 1], {expected}, got {log_factor.shape}',
+  )
+  return log_odds, log_factor, mask
+
+
 def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
   """Checks counts [...] of instances in bags with `mask` [..., m].
 

@@ -223,9 +223,8 @@ def _interval(
   n = jnp.arange(mask.shape[-1] + 1)
   allowed = (n >= low[..., None]) & (n <= high[..., None])
   log_factor = jnp.where(allowed, 0.0, -jnp.inf).astype(log_odds.dtype)
-  messages, log_z = solve_messages(log_odds, log_factor, mask)
-  # No message where nothing is possible: the prediction is left.
-  own = log_odds + messages
+  # Where nothing is possible, the prediction is left.
+  _, own, log_z = solve_messages(log_odds, log_factor, mask)
   posterior = jax.nn.sigmoid(jnp.stack([-own, own], axis=-1))
   feasible = log_z > LOG_ZERO / 2
   log_likelihood = jnp.where(feasible, log_z, -jnp.inf)

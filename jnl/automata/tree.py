@@ -21,8 +21,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import read_mask
-from jnl.base import LOG_ZERO, Array, check
+from jnl.automata._inputs import read_factor, read_log_odds
+from jnl.base import LOG_ZERO, Array, Scalar
 
 STEEP = 1e30
 """The slope of log phi beside the counts it allows."""
@@ -71,14 +71,8 @@ def count_messages(
   >>> messages.round(3).tolist()  # the other one is 0 or 1: log-odds reversed
   [0.0, -2.0]
   """
-  log_odds, mask = _read_log_odds(log_odds, mask)
-  log_factor = jnp.asarray(log_factor, log_odds.dtype)
-  expected = (*mask.shape[:-1], mask.shape[-1] + 1)
-  check(
-    log_factor.shape == expected,
-    f'log_factor must be [..., m + 1], {expected}, got {log_factor.shape}',
-  )
-  messages, log_z = solve_messages(log_odds, log_factor, mask)
+  log_odds, log_factor, mask = read_factor(log_odds, log_factor, mask)
+  messages, _, log_z = solve_messages(log_odds, log_factor, mask)
   return CountMessages(
     messages, jnp.where(log_z > LOG_ZERO / 2, log_z, -jnp.inf)
   )
@@ -104,34 +98,21 @@ def count_log_probs(log_odds: Array, mask: Array | None = None) -> Array:
   >>> jnp.exp(count_log_probs(jnp.zeros(2))).round(3).tolist()
   [0.25, 0.5, 0.25]
   """
-  log_odds, mask = _read_log_odds(log_odds, mask)
+  log_odds, mask = read_log_odds(log_odds, mask)
   root = _log_root(_instances_first(log_odds), _instances_first(mask))
   m = mask.shape[-1]
   root = root[: m + 1].T.reshape(*mask.shape[:-1], m + 1)
   return jnp.where(root > LOG_ZERO / 2, root, -jnp.inf)
 
 
-def _read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
-  log_odds = jnp.asarray(log_odds)
-  check(
-    jnp.issubdtype(log_odds.dtype, jnp.floating),
-    f'log_odds must be floating-point, got {log_odds.dtype}',
-    TypeError,
-  )
-  check(
-    log_odds.ndim >= 1 and log_odds.shape[-1] >= 1,
-    f'log_odds must be [..., m] with m >= 1, got shape {log_odds.shape}',
-  )
-  mask = read_mask(mask, log_odds.shape)
-  dtype = jnp.promote_types(log_odds.dtype, jnp.float32)
-  return jnp.where(mask, log_odds.astype(dtype), 0), mask
-
-
 # --- the tree ----------------------------------------------------------------
 #
-# Nodes of a level are [taps, nodes, bags]: bags are contiguous, which is what a
+# Nodes of a level are [nodes, taps, bags]: bags are contiguous, which is what a
 # CPU vectorizes, and stay a dimension of their own, which is what is sharded.
-# Node i and node i + half have one parent.
+# Node i and node i + half have one parent, so that either half is contiguous.
+
+TOGETHER = 8
+"""Taps of a convolution in one pass over its result."""
 
 
 def _instances_first(x: Array) -> Array:
@@ -142,46 +123,63 @@ def _instances_first(x: Array) -> Array:
 
 
 def _halves(nodes: Array) -> tuple[Array, Array]:
-  half = nodes.shape[1] // 2
-  return nodes[:, :half], nodes[:, half:]
+  half = nodes.shape[0] // 2
+  return nodes[:half], nodes[half:]
+
+
+def _taps(x: Array, start: int | Array, length: int) -> Array:
+  return lax.dynamic_slice_in_dim(x, start, length, axis=1)
+
+
+def _pad_taps(x: Array, before: int, after: int, value: float = 0) -> Array:
+  padding = ((0, 0), (before, after), (0, 0))
+  return jnp.pad(x, padding, constant_values=value)
 
 
 def _convolve(a: Array, b: Array) -> Array:
-  """out(n) = sum_k a(k) b(n - k), [h, ...] each -> [2h - 1, ...]."""
-  h = a.shape[0]
+  """out(n) = sum_k a(k) b(n - k), h = 2^j + 1 taps each -> 2 h - 1."""
+  h = a.shape[1]
+  together = min(TOGETHER, h - 1)
+  shifts = range(together - 1, -1, -1)
+  length = h + together - 1  # of what so many taps touch
+  padded = _pad_taps(b, together - 1, together - 1)
 
-  def add(k: Array, out: Array) -> Array:
-    window = lax.dynamic_slice_in_dim(out, k, h)
-    window += lax.dynamic_slice_in_dim(a, k, 1) * b
-    return lax.dynamic_update_slice_in_dim(out, window, k, 0)
+  def add(i: Array, out: Array) -> Array:
+    k = 1 + together * i
+    window = _taps(out, k, length)
+    for u, shift in enumerate(shifts):
+      window += _taps(a, k + u, 1) * padded[:, shift : shift + length]
+    return lax.dynamic_update_slice_in_dim(out, window, k, axis=1)
 
-  zeros = jnp.zeros_like(a, shape=(2 * h - 1, *a.shape[1:]))
-  return lax.fori_loop(0, h, add, zeros)
+  first = _pad_taps(a[:, :1] * b, 0, h - 1)
+  return lax.fori_loop(0, (h - 1) // together, add, first)
 
 
 def _correlate(a: Array, g: Array) -> Array:
-  """out(n) = sum_k a(k) g(n + k), [h, ...] and [2h - 1, ...] -> [h, ...]."""
-  h = a.shape[0]
+  """out(n) = sum_k a(k) g(n + k), h = 2^j + 1 taps and 2 h - 1 -> h."""
+  h = a.shape[1]
+  together = min(TOGETHER, h - 1)
 
-  def add(k: Array, out: Array) -> Array:
-    window = lax.dynamic_slice_in_dim(g, k, h)
-    return out + lax.dynamic_slice_in_dim(a, k, 1) * window
+  def add(i: Array, out: Array) -> Array:
+    for u in range(together):
+      k = 1 + together * i + u
+      out += _taps(a, k, 1) * _taps(g, k, h)
+    return out
 
-  return lax.fori_loop(0, h, add, jnp.zeros_like(a))
+  first = a[:, :1] * g[:, :h]
+  return lax.fori_loop(0, (h - 1) // together, add, first)
 
 
 def _log_convolve(a: Array, b: Array) -> Array:
   """`_convolve` of logarithms."""
-  h = a.shape[0]
+  h = a.shape[1]
 
   def add(k: Array, out: Array) -> Array:
-    window = lax.dynamic_slice_in_dim(out, k, h)
-    terms = lax.dynamic_slice_in_dim(a, k, 1) + b
-    window = jnp.logaddexp(window, terms)
-    return lax.dynamic_update_slice_in_dim(out, window, k, 0)
+    window = jnp.logaddexp(_taps(out, k, h), _taps(a, k, 1) + b)
+    return lax.dynamic_update_slice_in_dim(out, window, k, axis=1)
 
-  start = jnp.full_like(a, LOG_ZERO, shape=(2 * h - 1, *a.shape[1:]))
-  return lax.fori_loop(0, h, add, start)
+  first = _pad_taps(a[:, :1] + b, 0, h - 1, LOG_ZERO)
+  return lax.fori_loop(1, h, add, first)
 
 
 @jax.jit
@@ -191,32 +189,33 @@ def _log_root(log_odds: Array, mask: Array) -> Array:
     [
       jnp.where(mask, jax.nn.log_sigmoid(-log_odds), 0),
       jnp.where(mask, jax.nn.log_sigmoid(log_odds), LOG_ZERO),
-    ]
+    ],
+    axis=1,
   )
-  while nodes.shape[1] > 1:
+  while len(nodes) > 1:
     nodes = _log_convolve(*_halves(nodes))
-  return nodes[:, 0]
+  return nodes[0]
 
 
 def _up(leaves: Array) -> list[Array]:
-  """All levels, leaves [2, 2^k, bags] first, root [2^k + 1, 1, bags] last."""
+  """All levels, leaves [2^k, 2, bags] first, root [1, 2^k + 1, bags] last."""
   levels = [leaves]
-  while levels[-1].shape[1] > 1:
+  while len(levels[-1]) > 1:
     levels.append(_convolve(*_halves(levels[-1])))
   return levels
 
 
 def _down(levels: list[Array], root: Array) -> Array:
-  """What the rest says of each leaf's count, [2, 2^k, bags], up to a factor.
+  """What the rest says of each leaf's count, [2^k, 2, bags], up to a factor.
 
   A child hears of a count what its parent would hear with the sibling's added.
   """
   g = root
   for depth, nodes in enumerate(levels[-2::-1]):
     left, right = _halves(nodes)
-    g = jnp.concatenate([_correlate(right, g), _correlate(left, g)], axis=1)
+    g = jnp.concatenate([_correlate(right, g), _correlate(left, g)])
     if depth % 2:
-      largest = lax.stop_gradient(jnp.max(g, axis=0))
+      largest = lax.stop_gradient(jnp.max(g, axis=1, keepdims=True))
       g = g / jnp.where(largest > 0, largest, 1)
   return g
 
@@ -226,25 +225,36 @@ def _down(levels: list[Array], root: Array) -> Array:
 
 def solve_messages(
   log_odds: Array, log_factor: Array, mask: Array
-) -> tuple[Array, Array]:
-  """`count_messages` of checked arrays; log_z is LOG_ZERO instead of -inf."""
+) -> tuple[Array, Array, Array]:
+  """`count_messages` of checked arrays.
+
+  Returns:
+    Messages, log-odds and messages together (summed before either is rounded:
+    where both are large that is more precise), and log_z with LOG_ZERO for
+    -inf.
+  """
   batch, m = mask.shape[:-1], mask.shape[-1]
   bags = math.prod(batch)
   possible = jnp.arange(m + 1) <= jnp.sum(mask, -1)[..., None]
   possible &= log_factor > LOG_ZERO / 2
   log_factor = jnp.where(possible, log_factor, LOG_ZERO)
-  log_z, messages = _solve(
+  log_z, messages, posterior = _solve(
     _instances_first(log_odds),
     log_factor.reshape(bags, m + 1).T,
     _instances_first(mask),
   )
-  messages = messages[:m].T.reshape(mask.shape)
   # Exact where the factor alone decides; the tree would give its smallest log.
   none = ~jnp.any(possible[..., 1:], -1, keepdims=True)
   every = ~jnp.any(possible & ~_last(possible, mask), -1, keepdims=True)
-  messages = jnp.where(every, jnp.inf, jnp.where(none, -jnp.inf, messages))
   neither = ~mask | ~jnp.any(possible, -1, keepdims=True)
-  return jnp.where(neither, 0, messages), log_z.reshape(batch)
+
+  def outside(x: Array, silent: Scalar | Array) -> Array:
+    x = x[:m].T.reshape(mask.shape)
+    x = jnp.where(every, jnp.inf, jnp.where(none, -jnp.inf, x))
+    return jnp.where(neither, silent, x)
+
+  messages, posterior = outside(messages, 0), outside(posterior, log_odds)
+  return messages, posterior, log_z.reshape(batch)
 
 
 def _last(possible: Array, mask: Array) -> Array:
@@ -255,16 +265,15 @@ def _last(possible: Array, mask: Array) -> Array:
 @jax.custom_jvp
 def _solve(
   log_odds: Array, log_factor: Array, mask: Array
-) -> tuple[Array, Array]:
-  """log_z [bags] and messages [2^k, bags].
+) -> tuple[Array, Array, Array]:
+  """log_z [bags], and messages and posterior log-odds [2^k, bags].
 
   Args:
     log_odds: [2^k, bags].
     log_factor: [m + 1, bags], LOG_ZERO for impossible counts.
     mask: [2^k, bags].
   """
-  log_z, messages, _ = _pass_both_ways(log_odds, log_factor, mask)
-  return log_z, messages
+  return _pass_both_ways(log_odds, log_factor, mask)[:3]
 
 
 @_solve.defjvp
@@ -275,30 +284,31 @@ def _solve_jvp(primals, tangents):
   """
   log_odds, log_factor, mask = primals
   d_log_odds, d_log_factor, _ = tangents
-  (log_z, messages, counts), (_, d_messages, _) = jax.jvp(
+  (log_z, *outputs, counts), (_, *d_outputs, _) = jax.jvp(
     lambda odds, factor: _pass_both_ways(odds, factor, mask),
     (log_odds, log_factor),
     (d_log_odds, d_log_factor),
   )
-  shift = jax.nn.sigmoid(log_odds + messages) - jax.nn.sigmoid(log_odds)
+  shift = jax.nn.sigmoid(outputs[1]) - jax.nn.sigmoid(log_odds)
   d = jnp.sum(jnp.where(mask, shift, 0) * d_log_odds, axis=0)
   d += jnp.sum(counts * d_log_factor, axis=0)
   d = jnp.where(log_z > LOG_ZERO / 2, d, 0)
-  return (log_z, messages), (d, d_messages)
+  return (log_z, *outputs), (d, *d_outputs)
 
 
 @jax.jit
 def _pass_both_ways(
   log_odds: Array, log_factor: Array, mask: Array
-) -> tuple[Array, Array, Array]:
-  """log_z [bags], messages [2^k, bags], P(n | phi) [m + 1, bags]."""
+) -> tuple[Array, Array, Array, Array]:
+  """As `_solve`, and P(n | phi) [m + 1, bags]."""
   t, center = lax.stop_gradient(_tilt(log_odds, log_factor, mask))
   u = log_odds + t
   leaves = jnp.stack(
     [
       jnp.where(mask, jax.nn.sigmoid(-u), 1),
       jnp.where(mask, jax.nn.sigmoid(u), 0),
-    ]
+    ],
+    axis=1,
   )
   levels = _up(leaves)
   taps = len(log_factor)
@@ -310,7 +320,7 @@ def _pass_both_ways(
   tilted = jnp.where(log_factor > LOG_ZERO / 2, tilted, LOG_ZERO)
   largest = lax.stop_gradient(jnp.max(tilted, axis=0))
   factor = jnp.exp(tilted - largest)
-  joint = levels[-1][:taps, 0] * factor
+  joint = levels[-1][0, :taps] * factor
   total = jnp.sum(joint, axis=0)
   tiny = jnp.finfo(total.dtype).tiny
   log_total = jnp.log(jnp.maximum(total, tiny)) + largest + at_center[0]
@@ -318,10 +328,10 @@ def _pass_both_ways(
   impossible = ~jnp.any(log_factor > LOG_ZERO / 2, axis=0)
   log_z = jnp.where(impossible, LOG_ZERO, log_z)
 
-  root = jnp.zeros_like(levels[-1]).at[:taps, 0].set(factor)
+  root = jnp.zeros_like(levels[-1]).at[0, :taps].set(factor)
   g = jnp.maximum(_down(levels, root), tiny)
-  messages = t + jnp.log(g[1]) - jnp.log(g[0])
-  return log_z, messages, joint / jnp.maximum(total, tiny)
+  told = jnp.log(g[:, 1]) - jnp.log(g[:, 0])
+  return log_z, t + told, u + told, joint / jnp.maximum(total, tiny)
 
 
 def _log_normalizer(
@@ -374,7 +384,9 @@ def _tilt(
   high = -jnp.min(jnp.where(mask, log_odds, STEEP), axis=0) + margin
   empty = ~jnp.any(mask, axis=0)
   low, high = jnp.where(empty, 0, low), jnp.where(empty, 0, high)
-  precision = min(0.5, 4 / math.sqrt(len(log_odds)))  # N is right to one deviation
+  precision = min(
+    0.5, 4 / math.sqrt(len(log_odds))
+  )  # N is right to one deviation
   widest = jnp.max(high - low)
   steps = jnp.ceil(jnp.log2(jnp.maximum(widest / precision, 1)))
   low, high = lax.fori_loop(0, steps.astype(jnp.int32), halve, (low, high))

@@ -1,0 +1,289 @@
+"""Neighbors against scikit-learn, graphs against dense matrices."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from jnl import neighbors
+from jnl.base import PAD
+from jnl.train.parallel import data_mesh
+
+RNG = np.random.default_rng(0)
+
+
+def reference(points, k, metric):
+  """Distances of the k nearest others, in float64."""
+  points = np.asarray(points, np.float64)
+  fitted = NearestNeighbors(algorithm='brute', metric=metric).fit(points)
+  return fitted.kneighbors(n_neighbors=k)  # without the point itself
+
+
+@pytest.mark.parametrize('search', ['exact', 'faiss'])
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+@pytest.mark.parametrize(
+  ('n', 'd', 'k'), [(2, 1, 1), (6, 3, 5), (300, 2, 4), (1500, 20, 5)]
+)
+def test_the_nearest_are_sklearns(n, d, k, metric, search):
+  points = RNG.normal(size=(n, d)).astype(np.float32)
+  found = neighbors.knn(points, k, metric=metric, search=search)
+  distances, index = reference(points, k, metric)
+  np.testing.assert_allclose(found.distances, distances, atol=2e-6, rtol=1e-5)
+  # Where d is 1 all cosine distances are 0 or 2, and any of them will do.
+  if metric == 'euclidean' or d > 1:
+    np.testing.assert_array_equal(found.index, index)
+  assert found.index.dtype == jnp.int32
+  assert not np.any(np.asarray(found.index) == np.arange(n)[:, None])
+
+
+def test_all_blocks_of_queries(monkeypatch):
+  """The last one is padded; each leaves out its own."""
+  monkeypatch.setattr(neighbors, 'BLOCK', 1000 * 300)
+  points = RNG.normal(size=(1000, 4)).astype(np.float32)
+  neighbors._find_on_devices.clear_cache()
+  found = neighbors.knn(points, 3, search='exact')
+  neighbors._find_on_devices.clear_cache()
+  np.testing.assert_array_equal(
+    found.index, reference(points, 3, 'euclidean')[1]
+  )
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_queries_apart_from_points(metric):
+  points = RNG.normal(size=(400, 5)).astype(np.float32)
+  queries = RNG.normal(size=(7, 5)).astype(np.float32)
+  fitted = NearestNeighbors(algorithm='brute', metric=metric).fit(points)
+  distances, index = fitted.kneighbors(queries, 3)
+  for search in ('exact', 'faiss'):
+    found = neighbors.nearest(queries, points, 3, metric=metric, search=search)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+
+
+def test_a_point_may_find_itself_among_others():
+  points = RNG.normal(size=(50, 3)).astype(np.float32)
+  found = neighbors.nearest(points, points, 1)
+  np.testing.assert_array_equal(found.index[:, 0], np.arange(50))
+  assert np.all(found.distances == 0)
+  everything = neighbors.nearest(points[:2], points, 50)
+  np.testing.assert_array_equal(np.sort(everything.index[0]), np.arange(50))
+
+
+def test_far_from_the_origin():
+  """Products of large numbers would lose all digits of the distances."""
+  points = RNG.normal(size=(700, 3)) + 3000
+  points = points.astype(np.float32)
+  found = neighbors.knn(points, 5, search='exact')
+  distances, index = reference(points, 5, 'euclidean')
+  np.testing.assert_array_equal(found.index, index)
+  np.testing.assert_allclose(found.distances, distances, rtol=1e-4)
+
+
+def test_duplicates_are_at_distance_zero():
+  points = np.repeat(RNG.normal(size=(40, 3)), 10, axis=0).astype(np.float32)
+  found = neighbors.knn(points, 9, search='exact')
+  assert np.all(found.distances == 0)
+  index = np.asarray(found.index)
+  np.testing.assert_array_equal(index // 10, np.arange(400)[:, None] // 10)
+  assert np.all(np.diff(index, axis=1) > 0)
+  same = neighbors.knn(np.ones([5, 2], np.float32), 4, metric='cosine')
+  np.testing.assert_allclose(same.distances, 0)
+
+
+def test_vectors_of_zeros_are_at_cosine_distance_one():
+  points = np.array([[0, 0], [1, 0], [-1, 0], [1, 1], [0, 0]], np.float32)
+  for search in ('exact', 'faiss'):
+    found = neighbors.knn(points, 4, metric='cosine', search=search)
+    np.testing.assert_allclose(found.distances[0], 1)
+    distances, _ = reference(points, 4, 'cosine')
+    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+  apart = neighbors.pair_distances(
+    points, np.array([[4], [0], [1], [1], [0]]), metric='cosine'
+  )
+  np.testing.assert_allclose(
+    apart[:, 0], [1, 1, 2, 1 - np.sqrt(0.5), 1], atol=1e-6
+  )
+
+
+def test_approximate_search_finds_most():
+  points = RNG.normal(size=(3000, 8)).astype(np.float32)
+  found = neighbors.knn(points, 10, search='approximate')
+  exact = reference(points, 10, 'euclidean')[1]
+  index = np.asarray(found.index)
+  hits = [len(set(a) & set(b)) for a, b in zip(exact, index, strict=True)]
+  assert np.mean(hits) >= 9.8
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_read_as_float32(dtype):
+  points = jnp.asarray(RNG.normal(size=(60, 3)), dtype)
+  found = neighbors.knn(points, 2)
+  assert found.distances.dtype == jnp.float32
+  np.testing.assert_array_equal(
+    found.index, neighbors.knn(points.astype('float32'), 2).index
+  )
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_eight_devices_find_what_one_finds(metric):
+  points = RNG.normal(size=(808, 6)).astype(np.float32)
+  one = neighbors.knn(points, 4, metric=metric, search='exact')
+  split = jax.device_put(points, NamedSharding(data_mesh(), P('data')))
+  eight = neighbors.knn(split, 4, metric=metric, search='exact')
+  assert len(eight.index.sharding.device_set) == 8
+  np.testing.assert_array_equal(eight.index, one.index)
+  np.testing.assert_allclose(eight.distances, one.distances, rtol=1e-6)
+
+
+def test_inside_jit():
+  points = RNG.normal(size=(100, 3)).astype(np.float32)
+  found = jax.jit(lambda x: neighbors.knn(x, 3))(points)
+  np.testing.assert_array_equal(
+    found.index, reference(points, 3, 'euclidean')[1]
+  )
+
+
+def test_pair_distances_and_their_gradient():
+  points = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
+  points = points.at[1].set(points[0])
+  index = np.array([[1, 2], [0, PAD], [3, 4], [2, 5], [5, 0], [0, 1]])
+  distances = neighbors.pair_distances(points, index)
+  rows = np.arange(6)[:, None]
+  safe = np.where(index == PAD, rows, index)
+  expected = np.linalg.norm(points[rows] - points[safe], axis=-1)
+  np.testing.assert_allclose(distances, expected, rtol=1e-6)
+  total = lambda x: neighbors.matern12(neighbors.pair_distances(x, index)).sum()
+  assert np.all(np.isfinite(jax.grad(total)(points)))
+
+
+def test_kernels():
+  d = np.array([0.0, 1.0, 3.0])
+  np.testing.assert_allclose(
+    neighbors.matern12(d, scale=2.0), np.exp(-d / 2), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    neighbors.rbf(d, scale=2.0), np.exp(-(d**2) / 8), rtol=1e-6
+  )
+  np.testing.assert_allclose(neighbors.cosine(d), 1 - d)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'points': np.zeros((3, 2), int)}, 'points must be floating'),
+    ({'points': np.zeros(3)}, r'points must be \[n, d\]'),
+    ({'points': np.zeros((0, 2))}, r'points must be \[n, d\]'),
+    ({'points': np.array([[np.nan], [1.0]]), 'k': 1}, 'points must be finite'),
+    ({'points': np.array([[np.inf], [1.0]]), 'k': 1}, 'points must be finite'),
+    ({'k': 3}, 'k must lie between 1 and n - 1 = 2'),
+    ({'k': 0}, 'k must lie between'),
+    ({'metric': 'manhattan'}, 'metric must be one of'),
+    ({'search': 'lsh'}, 'search must be one of'),
+  ],
+)
+def test_bad_searches(change, message):
+  arguments = {'points': np.zeros((3, 2)), 'k': 2, **change}
+  with pytest.raises((TypeError, ValueError), match=message):
+    neighbors.knn(**arguments)
+
+
+def test_faiss_that_is_not_there(monkeypatch):
+  monkeypatch.setattr(neighbors.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match='faiss'):
+    neighbors.knn(np.zeros((3, 2)), 1, search='faiss')
+  assert neighbors.knn(np.zeros((3, 2)), 1).index.shape == (3, 1)
+
+
+def dense(graph):
+  """The matrix of a graph, from both ends of each tie."""
+  n = len(graph.neighbors)
+  matrix = np.zeros([n, n])
+  for i, (row, weights) in enumerate(
+    zip(graph.neighbors, graph.weights, strict=True)
+  ):
+    for j, w in zip(row, weights, strict=True):
+      if j != PAD:
+        matrix[i, j] += w
+      else:
+        assert w == 0
+  for (i, j), w in zip(graph.spill, graph.spill_weights, strict=True):
+    matrix[i, j] += w
+  return matrix
+
+
+@pytest.mark.parametrize('degree', [None, 0, 1, 3, 40])
+def test_a_graph_holds_every_tie_at_both_ends(degree):
+  n = 30
+  edges = RNG.integers(0, n, (90, 2))
+  edges[:20, 0] = 7  # a vertex with many
+  weights = RNG.normal(size=90)
+  graph = neighbors.graph_of_edges(edges, weights, n, degree=degree)
+  expected = np.zeros([n, n])
+  for (i, j), w in zip(edges, weights, strict=True):
+    if i != j:
+      expected[i, j] += w
+      expected[j, i] += w
+  np.testing.assert_allclose(dense(graph), expected, atol=1e-12)
+  if degree is not None:
+    assert graph.neighbors.shape == (n, degree)
+  assert np.all(np.diff(graph.spill[:, 0]) >= 0)
+
+
+def test_a_heavy_vertex_does_not_widen_the_rows_of_all():
+  n = 1000
+  ring = np.stack([np.arange(n), (np.arange(n) + 1) % n], axis=1)
+  star = np.stack([np.zeros(n - 1, int), np.arange(1, n)], axis=1)
+  edges = np.concatenate([ring, star[1:-1]])
+  graph = neighbors.graph_of_edges(edges, np.ones(len(edges)), n)
+  assert graph.neighbors.shape[1] == 3
+  assert len(graph.spill) == n - 1 - 3
+
+
+def test_neighbors_of_neighbors_are_tied_once():
+  points = RNG.normal(size=(200, 3)).astype(np.float32)
+  found = neighbors.knn(points, 4)
+  weights = np.asarray(neighbors.matern12(found.distances))
+  matrix = dense(neighbors.graph_of_neighbors(found.index, weights))
+  expected = np.zeros([200, 200])
+  expected[np.arange(200)[:, None], found.index] = weights
+  np.testing.assert_allclose(matrix, np.maximum(expected, expected.T))
+  np.testing.assert_array_equal(matrix, matrix.T)
+
+
+def test_graphs_of_little():
+  empty = neighbors.graph_of_edges([], [], 3)
+  assert empty.neighbors.shape == (3, 0)
+  assert len(empty.spill) == 0
+  only_itself = neighbors.graph_of_edges([[1, 1]], [2.0], 3)
+  assert not dense(only_itself).any()
+  none = neighbors.graph_of_neighbors(np.full((3, 2), PAD), np.ones((3, 2)))
+  assert not dense(none).any()
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'edges': [[0, 3]]}, 'edges must lie between 0 and n - 1 = 2'),
+    ({'edges': [[-1, 0]]}, 'edges must lie between'),
+    ({'edges': [[0.0, 1.0]]}, 'edges must be integers'),
+    ({'edges': [[0, 1, 2]]}, r'edges must be \[e, 2\]'),
+    ({'weights': [np.nan]}, 'weights must be finite'),
+    ({'weights': [1.0, 2.0]}, r'weights must be \[e\] with e = 1'),
+    ({'degree': -1}, 'degree must be >= 0'),
+    ({'n': 0}, 'n must be at least 1'),
+  ],
+)
+def test_bad_graphs(change, message):
+  arguments = {'edges': [[0, 1]], 'weights': [1.0], 'n': 3, **change}
+  with pytest.raises((TypeError, ValueError), match=message):
+    neighbors.graph_of_edges(**arguments)
+
+
+def test_bad_graphs_of_neighbors():
+  with pytest.raises(ValueError, match=r'index must be \[n, k\]'):
+    neighbors.graph_of_neighbors(np.zeros(3, int), np.zeros(3))
+  with pytest.raises(ValueError, match='weights must be like index'):
+    neighbors.graph_of_neighbors(np.zeros((3, 1), int), np.zeros(3))
