@@ -171,7 +171,7 @@ def test_temperature_is_a_power_of_the_law():
   )
 
 
-def loopy(seed, strength=0.7):
+def loopy(seed, strength=0.5):
   """Three bags of four, a dozen random ties across and within."""
   rng = np.random.default_rng(seed)
   pairs = np.array(list(itertools.combinations(range(N), 2)))
@@ -274,19 +274,19 @@ def test_flipping_the_labels_flips_the_beliefs():
 
 
 def ragged(shards=1, n=300, strength=1.0):
-  """Bags of 1 to 40, and instances without one."""
+  """Bags of three kinds of sizes, and instances without one."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(n, 2)).astype(np.float32)
   found = neighbors.knn(x, 4, search='exact')
   ties = neighbors.graph_of_neighbors(
     found.index, neighbors.matern12(found.distances), degree=5
   )
-  sizes = [1, 2, 3, 40, 5, 17, 8, 8, 1, 33, 16, 7, 64, 60]
-  index = np.full([len(sizes), 64], -1)
+  sizes = [1, 5, 8, 33, 40, 1, 7, 37, 6, 1, 8, 35, 5, 39]
+  index = np.full([len(sizes), 50], -1)
   free = rng.permutation(n)
   for row, size in enumerate(sizes):
     # Instances anywhere in the row, so that the mask is not a prefix.
-    where = rng.choice(64, size, replace=False)
+    where = rng.choice(50, size, replace=False)
     index[row, where], free = free[:size], free[size:]
   mask = index >= 0
   counts = (mask.sum(1) * rng.random(len(sizes))).round().astype(int)
@@ -297,18 +297,23 @@ def ragged(shards=1, n=300, strength=1.0):
   return belief.add_log_odds(law, theta), (index, mask, counts)
 
 
+TO_REST = {'iterations': 250, 'tolerance': 1e-5}
+
+
 @functools.cache
 def ragged_beliefs():
-  return belief.propagate(ragged()[0], iterations=30)
+  return belief.propagate(ragged()[0], **TO_REST)
 
 
 @pytest.mark.parametrize('shards', [2, 8])
 def test_shards_change_nothing(shards):
   law, (index, mask, _) = ragged(shards)
-  found = belief.propagate(law, iterations=30)
-  one = ragged_beliefs()
+  found, one = belief.propagate(law, **TO_REST), ragged_beliefs()
+  assert found.converged
   np.testing.assert_allclose(found.log_odds, one.log_odds, atol=1e-4)
-  np.testing.assert_allclose(found.residuals, one.residuals, atol=1e-4)
+  np.testing.assert_allclose(
+    found.residuals[:40], one.residuals[:40], atol=1e-5, rtol=1e-3
+  )
   counts = belief.count_log_probs(law, found)
   mean = np.exp(counts) @ np.arange(counts.shape[1])
   of_bag = [
@@ -334,7 +339,7 @@ def test_eight_devices_equal_one_with_one_gather_in_a_round():
   law, _ = ragged(shards=8)
   placed = belief.place(law, data_mesh())
   assert len(placed.weights.sharding.device_set) == 8
-  found = belief.propagate(placed, iterations=30)
+  found = belief.propagate(placed, **TO_REST)
   np.testing.assert_allclose(
     found.log_odds, ragged_beliefs().log_odds, atol=1e-4
   )
@@ -344,14 +349,14 @@ def test_eight_devices_equal_one_with_one_gather_in_a_round():
   assert loop.count(' all-gather(') == 1
   assert loop.count(' all-reduce(') == 1  # the residual, one number
   again = belief.propagate(placed, iterations=3, messages=found.messages)
-  assert again.residuals[0] <= found.residuals[29] + 1e-5
+  assert again.residuals[0] < 1e-4
 
 
 def compiled_loop(law):
   dtype = jnp.float32
   arguments = (
     law, belief.no_messages(law), dtype(0), dtype(0.5), jnp.int32(0),
-    3, 1.0, 'flooding', mesh_of(law.weights),
+    jnp.int32(3), 128, 1.0, 'flooding', mesh_of(law.weights),
   )  # fmt: skip
   return messages._run.lower(*arguments).compile().as_text()
 
@@ -479,9 +484,9 @@ def test_a_run_that_does_not_rest_says_so():
 
 def test_a_run_ends_when_it_rests():
   law, _ = ragged()
-  found = belief.propagate(law, iterations=400, tolerance=1e-3, damping=0.8)
+  found = belief.propagate(law, iterations=250, tolerance=1e-3)
   assert found.converged
-  assert 1 < found.iterations < 400
+  assert 1 < found.iterations < 250
   done = int(found.iterations)
   assert found.residuals[done - 1] <= 1e-3 < found.residuals[done - 2]
   assert np.all(np.isnan(found.residuals[done:]))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 import resource
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 
 from jnl.base import data_shards, supervised
@@ -258,13 +258,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capfd):
 
 
 def start(folder, out, epochs=8):
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   process = subprocess.Popen(
     [sys.executable, CHILD, folder, out, str(epochs)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env=environment,
+    env=processes.users(),
   )
   assert process.stdout.readline() == 'training\n', process.stderr.read()
   return process

@@ -11,8 +11,6 @@ import importlib.metadata
 import os
 import pathlib
 
-import pytest
-
 flags = os.environ.get('XLA_FLAGS', '').split()
 flags.append('--xla_force_host_platform_device_count=8')
 if not any('optimization_level' in flag for flag in flags):
@@ -29,12 +27,3 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _forget_programs():
-  """Compiled programs of a file are of no use to the next, and take memory."""
-  yield
-  import jax
-
-  jax.clear_caches()

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 import re
 import runpy
@@ -10,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 
 from jnl.train.cli import parse
@@ -25,13 +25,11 @@ FIELDS = 'experiment method dataset setting seed metric last best_val seconds'
 
 def run(script, *argv):
   """As a user would: without the forced devices of the tests."""
-  flags = os.environ['XLA_FLAGS'].split()
-  flags = [flag for flag in flags if 'device_count' not in flag]
   return subprocess.run(
     [sys.executable, ROOT / 'experiments' / script, *argv],
     capture_output=True,
     text=True,
-    env={**os.environ, 'XLA_FLAGS': ' '.join(flags)},
+    env=processes.users(),
   )
 
 

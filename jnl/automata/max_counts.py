@@ -43,7 +43,8 @@ def max_count_messages(
   factor = jnp.where(possible, log_factor, LOG_ZERO)
 
   order = jnp.argsort(jnp.where(mask, -log_odds, jnp.inf), axis=-1)
-  largest = jnp.take_along_axis(log_odds, order, axis=-1)
+  largest = jnp.where(mask, log_odds, LOG_ZERO)
+  largest = jnp.take_along_axis(largest, order, axis=-1)
   sums = _sums_about(largest, factor)
   # With the instance at place r: n of the others are the n first where n <= r,
   # and the n + 1 first without it beyond.

@@ -1,6 +1,7 @@
 """Messages between instances and factors, until they rest."""
 
 import functools
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -16,6 +17,8 @@ from jnl.belief.factors import FactorGraph
 Schedule = Literal['flooding', 'alternating']
 LARGE = 1e4
 """Log-odds of an instance that its bag decides: no factor is infinite."""
+LEAST_ROOM = 128
+"""Iterations that there is room to keep the residuals of."""
 
 
 class Messages(NamedTuple):
@@ -176,38 +179,43 @@ def propagate(
   )
   messages = no_messages(graph) if messages is None else messages
   dtype = graph.weights.dtype
-  return _run(
+  # One program serves all numbers of iterations up to a power of two.
+  room = max(LEAST_ROOM, 2 ** math.ceil(math.log2(iterations)))
+  found = _run(
     graph,
     messages,
     jnp.asarray(tolerance, dtype),
     jnp.asarray(damping, dtype),
     jnp.asarray(anneal, jnp.int32),
-    iterations,
+    jnp.asarray(iterations, jnp.int32),
+    room,
     float(temperature),
     schedule,
     mesh_of(graph.weights),
   )
+  return found._replace(residuals=found.residuals[:iterations])
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
+@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def _run(
   graph: FactorGraph,
   messages: Messages,
   tolerance: Array,
   damping: Array,
   anneal: Array,
-  iterations: int,
+  iterations: Array,
+  room: int,
   temperature: float,
   schedule: Schedule,
   mesh: Mesh | None,
 ) -> Beliefs:
   loop = functools.partial(
     _loop,
-    iterations=iterations,
+    room=room,
     temperature=temperature,
     alternating=schedule == 'alternating',
   )
-  args = (graph, messages, tolerance, damping, anneal)
+  args = (graph, messages, tolerance, damping, anneal, iterations)
   if mesh is not None:
     split: P = P(AXIS)
     graph_specs = jax.tree.map(lambda _: split, graph)
@@ -216,7 +224,7 @@ def _run(
     loop = jax.shard_map(
       loop,
       mesh=mesh,
-      in_specs=(graph_specs, message_specs, P(), P(), P()),
+      in_specs=(graph_specs, message_specs, P(), P(), P(), P()),
       out_specs=(split, message_specs, P(), P(), P()),
       check_vma=False,
     )
@@ -236,8 +244,9 @@ def _loop(
   tolerance: Array,
   damping: Array,
   anneal: Array,
+  iterations: Array,
   *,
-  iterations: int,
+  room: int,
   temperature: float,
   alternating: bool,
 ) -> tuple[Array, Messages, Array, Array, Array]:
@@ -245,9 +254,9 @@ def _loop(
 
   Returns:
     Log-odds [shards, N], messages, the number of iterations, whether they
-    converged, and the residuals [iterations].
+    converged, and the residuals [room].
   """
-  residuals = jnp.full(iterations, jnp.nan, graph.weights.dtype)
+  residuals = jnp.full(room, jnp.nan, graph.weights.dtype)
   carry = (messages, jnp.int32(0), jnp.array(False), residuals)
 
   def goes_on(carry):

@@ -32,6 +32,7 @@ class PairProbs(NamedTuple):
   spill: Array
 
 
+@jax.jit
 def pair_probs(graph: FactorGraph, beliefs: Beliefs) -> PairProbs:
   r"""P(y_i, y_j) of all ties.
 
@@ -55,6 +56,7 @@ def pair_probs(graph: FactorGraph, beliefs: Beliefs) -> PairProbs:
   return PairProbs(tables[graph.slots], spill[graph.spills])
 
 
+@jax.jit
 def count_log_probs(graph: FactorGraph, beliefs: Beliefs) -> Array:
   """The distribution of the number of positives in each bag.
 
@@ -79,6 +81,7 @@ def count_log_probs(graph: FactorGraph, beliefs: Beliefs) -> Array:
   return jnp.concatenate(of_groups)[graph.bags]
 
 
+@jax.jit
 def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
   r"""-log Z as belief propagation has it: exact on a tree.
 
@@ -97,29 +100,34 @@ def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
     as they were given).
   """
   messages, total = beliefs.messages, _totals(graph, beliefs)
-  alone = jax.nn.softplus
-  log_z = jnp.sum(alone(beliefs.log_odds))
+  likely = total > 0
+
+  def doubt(log_odds: Array, likely: Array) -> Array:
+    """log(1 + e^c), less c where 1 is likely: these come to theta in the sum.
+
+    What is left is small where an instance is decided, and nothing cancels.
+    """
+    return jax.nn.softplus(jnp.where(likely, -log_odds, log_odds))
+
+  at_slots = jnp.where(likely, graph.log_odds, 0) + doubt(total, likely)
+  log_z = jnp.sum(at_slots.ravel()[graph.slots])
   # A factor adds what its instances' are by it, less what they are anyway.
-  for ends, instance, weights in (
-    (_cavities(graph, messages, total), total[:, None], graph.weights),
-    (
-      _spilled_cavities(graph, messages, total),
-      at_spill(graph, total),
-      graph.spill_weights,
-    ),
-  ):
-    own, theirs = ends
-    agree, differ = _log_agree(own, theirs)
-    tied = jnp.logaddexp(agree, differ - weights) / 2  # seen from both ends
-    each = tied + alone(own) - alone(instance)
-    log_z += jnp.sum(jnp.where(weights != 0, each, 0))
+  own, theirs = _cavities(graph, messages, total)
+  tied = _tied(own, theirs, graph.weights)
+  each = tied + doubt(own, likely[:, None]) - doubt(total, likely)[:, None]
+  log_z += jnp.sum(jnp.where(graph.weights != 0, each, 0))
+  own, theirs = _spilled_cavities(graph, messages, total)
+  tied = _tied(own, theirs, graph.spill_weights)
+  instance = at_spill(graph, total)
+  each = tied + doubt(own, instance > 0) - doubt(instance, instance > 0)
+  log_z += jnp.sum(jnp.where(graph.spill_weights != 0, each, 0))
   known = by_bags(graph, heard(graph, messages))[:-1]
   ended = by_bags(graph, total)[:-1]
   for group, own, instance in zip(graph.groups, known, ended, strict=True):
     _, expected = automata.count_messages(own, group.log_factor, group.mask)
-    each = jnp.where(group.mask, alone(own) - alone(instance), 0)
+    each = doubt(own, instance > 0) - doubt(instance, instance > 0)
+    log_z += jnp.sum(jnp.where(group.mask, each, 0))
     log_z += jnp.sum(jnp.where(jnp.any(group.mask, -1), expected, 0))
-    log_z += jnp.sum(each)
   return -log_z
 
 
@@ -188,16 +196,25 @@ def _spilled_cavities(
   return own - messages.spill_in, theirs - messages.spill_out
 
 
-def _log_agree(own: Array, theirs: Array) -> tuple[Array, Array]:
-  """log P of equal and of different labels of two that are independent."""
+def _tied(own: Array, theirs: Array, weights: Array) -> Array:
+  """Half of log E[exp(-w (y_i - y_j)^2)] of two that are independent.
+
+  Half, since a tie is seen from both of its ends.
+  """
   one, zero = jax.nn.log_sigmoid, lambda c: jax.nn.log_sigmoid(-c)
   agree = jnp.logaddexp(one(own) + one(theirs), zero(own) + zero(theirs))
   differ = jnp.logaddexp(one(own) + zero(theirs), zero(own) + one(theirs))
-  return agree, differ
+  return jnp.logaddexp(agree, differ - weights) / 2
 
 
 def _joint(own: Array, theirs: Array, weights: Array) -> Array:
   """P(y_i, y_j) [..., 2, 2] for cavities [...]."""
-  cells = [jnp.zeros_like(own), theirs - weights, own - weights, own + theirs]
+  one, zero = jax.nn.log_sigmoid, lambda c: jax.nn.log_sigmoid(-c)
+  cells = [
+    zero(own) + zero(theirs),
+    zero(own) + one(theirs) - weights,
+    one(own) + zero(theirs) - weights,
+    one(own) + one(theirs),
+  ]
   probs = jax.nn.softmax(jnp.stack(cells, axis=-1), axis=-1)
   return probs.reshape(*own.shape, 2, 2)
