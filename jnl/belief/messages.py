@@ -257,24 +257,25 @@ def _loop(
     converged, and the residuals [room].
   """
   residuals = jnp.full(room, jnp.nan, graph.weights.dtype)
-  carry = (messages, jnp.int32(0), jnp.array(False), residuals)
+  seen = _look(graph, messages)
+  carry = (messages, seen, jnp.int32(0), jnp.array(False), residuals)
 
   def goes_on(carry):
-    _, done, converged, _ = carry
+    _, _, done, converged, _ = carry
     return (done < iterations) & ~converged
 
   def iterate(carry):
-    old, done, _, residuals = carry
+    old, seen, done, _, residuals = carry
     strength = jnp.minimum(1, (done + 1) / jnp.maximum(anneal, 1))
     scaled = _scaled(graph, strength.astype(residuals.dtype))
-    new = _iterate(scaled, old, damping, temperature, alternating)
+    new = _iterate(scaled, old, seen, damping, temperature, alternating)
     residual = _largest_change(old, new)
     converged = (residual <= tolerance) & (done + 1 >= anneal)
     residuals = residuals.at[done].set(residual)
-    return new, done + 1, converged, residuals
+    return new, _look(graph, new), done + 1, converged, residuals
 
-  messages, *status = lax.while_loop(goes_on, iterate, carry)
-  return heard(graph, messages) + messages.bag, messages, *status
+  messages, seen, *status = lax.while_loop(goes_on, iterate, carry)
+  return seen.known + messages.bag, messages, *status
 
 
 def _scaled(graph: FactorGraph, strength: Array) -> FactorGraph:
@@ -316,40 +317,59 @@ def everywhere(total: Array) -> Array:
   return total.ravel()
 
 
+class _Seen(NamedTuple):
+  """What an iteration starts from; computed at the end of the last one.
+
+  A gather that XLA fuses with what reads it is not vectorized on CPU. As the
+  carry of a loop it is an array of its own.
+
+  Attributes:
+    known: [shards, N], of each instance but from its bag.
+    theirs: [shards, degree, N], log-odds of its neighbors.
+    spill_own, spill_theirs: [shards, s], log-odds of both ends.
+  """
+
+  known: Array
+  theirs: Array
+  spill_own: Array
+  spill_theirs: Array
+
+
+def _look(graph: FactorGraph, messages: Messages) -> _Seen:
+  known = heard(graph, messages)
+  total = known + messages.bag
+  all_of_them = everywhere(total)
+  return _Seen(
+    known,
+    all_of_them[graph.neighbors],
+    at_spill(graph, total),
+    all_of_them[graph.spill_neighbors],
+  )
+
+
 def _iterate(
   graph: FactorGraph,
   old: Messages,
+  seen: _Seen,
   damping: Array,
   temperature: float,
   alternating: bool,
 ) -> Messages:
   """One round of all factors."""
-  known = heard(graph, old)
-  total = known + old.bag
-  theirs = everywhere(total)
   message = functools.partial(pair_messages, temperature=temperature)
   damp = lambda old, new: damping * old + (1 - damping) * new
-  # A gather that is fused is done again for each use of it.
-  neighbors = lax.optimization_barrier(theirs[graph.neighbors])
-  new_in = message(neighbors - old.pair_out, graph.weights)
-  new_out = message(total[:, None] - old.pair_in, graph.weights)
-  new = old._replace(
-    pair_in=damp(old.pair_in, new_in), pair_out=damp(old.pair_out, new_out)
+  own = (seen.known + old.bag)[:, None]
+  new = Messages(
+    message(seen.theirs - old.pair_out, graph.weights),
+    message(own - old.pair_in, graph.weights),
+    message(seen.spill_theirs - old.spill_out, graph.spill_weights),
+    message(seen.spill_own - old.spill_in, graph.spill_weights),
+    old.bag,
   )
-  if old.spill_in.size:
-    own = at_spill(graph, total)
-    neighbors = theirs[graph.spill_neighbors]
-    new_in = message(neighbors - old.spill_out, graph.spill_weights)
-    new_out = message(own - old.spill_in, graph.spill_weights)
-    new = new._replace(
-      spill_in=damp(old.spill_in, new_in),
-      spill_out=damp(old.spill_out, new_out),
-    )
-  if alternating:
-    known = heard(graph, new)
-  return new._replace(
-    bag=damp(old.bag, _bag_messages(graph, known, temperature))
-  )
+  new = jax.tree.map(damp, old, new)
+  known = heard(graph, new) if alternating else seen.known
+  bag = _bag_messages(graph, known, temperature)
+  return new._replace(bag=damp(old.bag, bag))
 
 
 def by_bags(graph: FactorGraph, x: Array) -> list[Array]:
