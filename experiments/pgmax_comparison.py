@@ -7,11 +7,11 @@ counts, interleaved, for as many iterations: time for one, seconds to build the
 graph, memory. Then all go on until they rest, and their marginals are compared.
 Of couplings as weak as these, since pair factors do not rest at stronger ones.
 
-10,000 instances in bags of 64, five neighbors each, two CPU cores: see
-experiments/README.md.
+10,000 instances in bags of 64, five neighbors each, on two CPU cores: PGMax
+28.3 ms an iteration, jnl 4.0 with its factors and 1.4 with exact counts.
 
   pip install --no-deps pgmax numba llvmlite
-  python experiments/pgmax_comparison.py      # two minutes
+  python experiments/pgmax_comparison.py      # one minute
 
 Without PGMax the two runs of jnl are left.
 """
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
   report.plot_bars(
     f'{config.out}/time.png',
     {row['name']: row['ms'] for row in rows},
-    kinds=[''] * len(rows),
+    kinds=[row['name'].split(',')[0] for row in rows],
     title=f'{config.instances} instances in bags of {config.bag_size}',
     xlabel='ms for an iteration',
   )

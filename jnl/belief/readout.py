@@ -134,6 +134,9 @@ def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
 def top_of_bags(log_odds: Array, index: Any, mask: Any, counts: Any) -> Array:
   """Labels that hold each bag's count: its likeliest instances.
 
+  The other way to decide is a threshold, `beliefs.marginals > 0.5`, which counts
+  that do not bind may prefer.
+
   Args:
     log_odds: [n] beliefs.
     index: [k, m] int32, the instances of each bag.
