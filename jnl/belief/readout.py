@@ -134,8 +134,8 @@ def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
 def top_of_bags(log_odds: Array, index: Any, mask: Any, counts: Any) -> Array:
   """Labels that hold each bag's count: its likeliest instances.
 
-  The other way to decide is a threshold, `beliefs.marginals > 0.5`, which may be
-  better where counts do not bind.
+  The other way to decide is a threshold, `beliefs.marginals > 0.5`, which may
+  be better where counts do not bind.
 
   Args:
     log_odds: [n] beliefs.
