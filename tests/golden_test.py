@@ -15,6 +15,7 @@ from golden_case import Case
 import golden_em
 import golden_losses
 import golden_noise
+import golden_proportions
 import jax
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ CHECKS = {
   **golden_em.CHECKS,
   **golden_losses.CHECKS,
   **golden_noise.CHECKS,
+  **golden_proportions.CHECKS,
 }
 
 

@@ -158,11 +158,22 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'rcr_confidence',
   'rule_out',
   'uniform_candidates',
-  # of bags: automata_counts_test
+  # of bags: automata_counts_test, losses_proportions_test
   'count_nll',
   'count_nll_joint',
   'count_nll_one_versus_rest',
   'dllp',
+  'dllp_l1',
+  'dllp_squared',
+  'dsq',
+  'easy_llp',
+  'easy_llp_sampled',
+  'gen_bags',
+  'similarity_smoothness',
+  'transport',
+  'transport_labels',
+  # of a network: losses_proportions_test
+  'vat',
 }
 # Gradients that are meant to differ from the value's: see `detach` and beta.
 DETACHED = {'nfl', 'nnfl', 'nfl_rce', 'nfl_mae', 'anl_fl'}

@@ -6,13 +6,18 @@ seen. The likelihoods are exact; posteriors of the instances are in
 has the loss 0 and no gradient: `automata.count(...).feasible` says which.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from jnl import automata
 from jnl.automata import Inference
 from jnl.automata._inputs import read_bags
-from jnl.base import LOG_ZERO, Array, check
+from jnl.base import LOG_ZERO, Array, Key, check, is_concrete
+from jnl.losses.cross_entropy import ce
 
 
 def count_nll(logits: Array, counts: Array, mask: Array | None = None) -> Array:
@@ -128,16 +133,419 @@ def dllp(logits: Array, proportions: Array, mask: Array | None = None) -> Array:
   1709.04108.
   """
   log_probs, mask = read_bags(logits, mask)
+  proportions = _read_proportions(proportions, log_probs, mask)
+  return -jnp.sum(proportions * _log_mean(log_probs, mask), axis=-1)
+
+
+def dllp_l1(
+  logits: Array, proportions: Array, mask: Array | None = None
+) -> Array:
+  r"""`dllp` by the absolute differences, sum_k |pi_k - mean_i p_ik|.
+
+  Args, Returns, Raises: as `dllp`.
+  """
+  return jnp.sum(jnp.abs(_off(logits, proportions, mask)), axis=-1)
+
+
+def dllp_squared(
+  logits: Array, proportions: Array, mask: Array | None = None
+) -> Array:
+  r"""`dllp` by the squared differences, sum_k (pi_k - mean_i p_ik)^2.
+
+  For two classes twice the square of either. Args, Returns, Raises: as `dllp`.
+  """
+  return jnp.sum(_off(logits, proportions, mask) ** 2, axis=-1)
+
+
+def easy_llp(
+  logits: Array,
+  proportions: Array,
+  prior: Array,
+  mask: Array | None = None,
+  *,
+  loss: Callable[[Array, Array], Array] = ce,
+) -> Array:
+  r"""A loss of instances, estimated without bias from their bags.
+
+  .. math:: \frac1m \sum_i \sum_k w_k\, \ell(z_i, k),\qquad
+    w_k = m (\pi_k - \rho_k) + \rho_k
+
+  with rho the proportions of the whole population. If bags are drawn at random,
+  its mean is that of the loss with the true labels. Weights may be negative, so
+  it is not bounded below. With bags of one it is the loss itself.
+
+  Args:
+    logits: [..., m, c].
+    proportions: pi, [..., c] on the simplex.
+    prior: rho, [c] on the simplex.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+    loss: `(logits [..., c], labels [...]) -> [...]`, of an instance.
+
+  Returns:
+    [...], at least float32.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  Reference: Busa-Fekete, Choi, Dick, Gentile, Munoz Medina, "Easy Learning from
+  Label Proportions", NeurIPS 2023, arXiv 2302.03115.
+  """
+  values, mask = _easy_llp(logits, proportions, prior, mask, loss)
+  return _bag_mean(values, mask)
+
+
+def easy_llp_sampled(
+  key: Key,
+  logits: Array,
+  proportions: Array,
+  prior: Array,
+  mask: Array | None = None,
+  *,
+  loss: Callable[[Array, Array], Array] = ce,
+) -> Array:
+  """`easy_llp` of one instance of each bag, drawn at random.
+
+  As LLP-Bench has it; the mean over draws is `easy_llp`.
+
+  Args:
+    key: PRNG key.
+    logits, proportions, prior, mask, loss: as `easy_llp`.
+
+  Returns:
+    [...], at least float32.
+
+  Raises:
+    TypeError, ValueError: as `easy_llp`.
+  """
+  values, mask = _easy_llp(logits, proportions, prior, mask, loss)
+  drawn = jax.random.gumbel(key, mask.shape)
+  chosen = jnp.argmax(jnp.where(mask, drawn, -jnp.inf), axis=-1)
+  return jnp.take_along_axis(values, chosen[..., None], axis=-1)[..., 0]
+
+
+def _easy_llp(
+  logits: Array,
+  proportions: Array,
+  prior: Array,
+  mask: Array | None,
+  loss: Callable[[Array, Array], Array],
+) -> tuple[Array, Array]:
+  """The estimate from each instance [..., m], and the mask."""
+  log_probs, mask = read_bags(logits, mask)
+  proportions = _read_proportions(proportions, log_probs, mask)
+  classes = log_probs.shape[-1]
+  prior = _read_prior(prior, classes, log_probs.dtype)
+  m = jnp.sum(mask, axis=-1)[..., None]
+  weights = m * (proportions - prior) + prior
+  values = jnp.stack(
+    [loss(log_probs, jnp.full(mask.shape, k)) for k in range(classes)], axis=-1
+  )
+  return jnp.sum(weights[..., None, :] * values, axis=-1), mask
+
+
+def dsq(
+  logits: Array, proportions: Array, prior: Array, mask: Array | None = None
+) -> Array:
+  r"""The squared loss of instances, without bias: matched, then corrected.
+
+  .. math:: \frac12 \sum_k m (\pi_k - \bar p_k)^2 - m (\bar p_k - \rho_k)^2
+    + \frac1m \sum_i (p_{ik} - \rho_k)^2
+
+  Args:
+    logits: [..., m, c].
+    proportions: pi, [..., c] on the simplex.
+    prior: rho, [c] on the simplex.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    [...], at least float32. For two classes, the published binary form.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  Reference: Busa-Fekete et al., NeurIPS 2023, arXiv 2302.03115, and code of
+  LLP-Bench.
+  """
+  log_probs, mask = read_bags(logits, mask)
+  proportions = _read_proportions(proportions, log_probs, mask)
+  prior = _read_prior(prior, log_probs.shape[-1], log_probs.dtype)
+  m = jnp.sum(mask, axis=-1)[..., None]
+  p = jnp.exp(log_probs)
+  mean = jnp.exp(_log_mean(log_probs, mask))
+  spread = _bag_mean(jnp.sum((p - prior) ** 2, axis=-1), mask)
+  matched = m * ((proportions - mean) ** 2 - (mean - prior) ** 2)
+  return (jnp.sum(matched, axis=-1) + spread) / 2
+
+
+def gen_bags(
+  logits: Array, counts: Array, weights: Array, mask: Array | None = None
+) -> Array:
+  r"""Counts of bags matched in random combinations.
+
+  .. math:: \ell_r = \frac12 \sum_k \Big(\sum_b w_{rb}
+    \big(\sum_{i \in b} p_{ik} - S_{bk}\big)\Big)^2
+
+  Args:
+    logits: [b, m, c].
+    counts: S, [b, c].
+    weights: w, [r, b], of each combination; drawn from a normal distribution in
+      the paper.
+    mask: [b, m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    [r], at least float32. For two classes, the published binary form.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  Reference: Saket, Raghuveer, Ravindran, "On Combining Bags to Better Learn
+  from Label Proportions", AISTATS 2022.
+  """
+  log_probs, mask = read_bags(logits, mask)
+  counts = jnp.asarray(counts, log_probs.dtype)
+  weights = jnp.asarray(weights, log_probs.dtype)
+  bags, classes = mask.shape[0], log_probs.shape[-1]
+  check(mask.ndim == 2, f'logits must be [b, m, c], got {jnp.shape(logits)}')
+  check(
+    counts.shape == (bags, classes),
+    f'counts must be [b, c], {(bags, classes)}, got {counts.shape}',
+  )
+  check(
+    weights.ndim == 2 and weights.shape[1] == bags,
+    f'weights must be [r, b] with b = {bags}, got {weights.shape}',
+  )
+  expected = jnp.sum(jnp.where(mask[..., None], jnp.exp(log_probs), 0), axis=1)
+  return jnp.sum((weights @ (expected - counts)) ** 2, axis=-1) / 2
+
+
+def transport_labels(
+  logits: Array,
+  counts: Array,
+  mask: Array | None = None,
+  *,
+  reg: float = 0.2,
+  iterations: int = 1000,
+) -> Array:
+  r"""Labels that hold a bag's counts and cost least, by optimal transport.
+
+  .. math:: \min_{q} -\sum_{ik} q_{ik} \log p_{ik} - \epsilon H(q)
+    \quad\text{with}\quad \sum_k q_{ik} = 1,\ \sum_i q_{ik} = S_k
+
+  For two classes q_i = sigmoid(z_i / epsilon + t) with the t that meets the
+  count; beyond, by Sinkhorn's iterations. Without entropy, of two classes: the
+  S instances of the largest log-odds.
+
+  Args:
+    logits: [..., m, c].
+    counts: S, [..., c] int, which add up to the number of instances.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+    reg: epsilon > 0, or 0 for hard labels of two classes.
+    iterations: of Sinkhorn, at the most; it ends at a change of 1e-6.
+
+  Returns:
+    [..., m, c], at least float32, without gradient; 0 in masked slots.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  Reference: Liu, Wang, Qi, Tian, Shi, "Two-stage Training for Learning from
+  Label Proportions", IJCAI 2021, arXiv 2105.10635.
+  """
+  log_probs, mask = read_bags(lax.stop_gradient(logits), mask)
+  classes = log_probs.shape[-1]
+  counts = _read_count_vector(counts, mask, classes)
+  check(reg >= 0, f'reg must be >= 0, got {reg}')
+  check(
+    reg > 0 or classes == 2,
+    f'reg must be positive for more than two classes, got {classes} classes',
+  )
+  if classes > 2:
+    q = _sinkhorn(log_probs / reg, counts, mask, iterations)
+  else:
+    log_odds = log_probs[..., 1] - log_probs[..., 0]
+    one = (
+      _tilted(log_odds / reg, counts[..., 1], mask)
+      if reg
+      else _top(log_odds, counts[..., 1], mask)
+    )
+    q = jnp.stack([1 - one, one], axis=-1)
+  return jnp.where(mask[..., None], q, 0)
+
+
+def transport(
+  logits: Array,
+  counts: Array,
+  mask: Array | None = None,
+  *,
+  reg: float = 0.2,
+  iterations: int = 1000,
+) -> Array:
+  """Cross-entropy to `transport_labels`, the mean over a bag.
+
+  Args: as `transport_labels`.
+
+  Returns:
+    [...], at least float32.
+
+  Raises:
+    TypeError, ValueError: as `transport_labels`.
+  """
+  q = transport_labels(logits, counts, mask, reg=reg, iterations=iterations)
+  log_probs, mask = read_bags(logits, mask)
+  return _bag_mean(-jnp.sum(q * log_probs, axis=-1), mask)
+
+
+def _top(log_odds: Array, count: Array, mask: Array) -> Array:
+  """1 for the `count` largest of a bag, [..., m]."""
+  order = jnp.argsort(-jnp.where(mask, log_odds, -jnp.inf), axis=-1)
+  rank = jnp.argsort(order, axis=-1)
+  return (rank < count[..., None]).astype(log_odds.dtype)
+
+
+def _tilted(log_odds: Array, count: Array, mask: Array) -> Array:
+  """sigmoid(log_odds + t) with sum `count`, by bisection on t."""
+  largest = jnp.max(jnp.where(mask, jnp.abs(log_odds), 0), axis=-1)
+  # Beyond this the sum is within an instance's rounding of none or all.
+  high = largest + 60
+
+  def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bracket
+    t = (low + high) / 2
+    total = jnp.sum(
+      jnp.where(mask, jax.nn.sigmoid(log_odds + t[..., None]), 0), axis=-1
+    )
+    return jnp.where(total < count, t, low), jnp.where(total < count, high, t)
+
+  low, high = lax.fori_loop(0, 80, halve, (-high, high))
+  tilted = jax.nn.sigmoid(log_odds + ((low + high) / 2)[..., None])
+  every = count >= jnp.sum(mask, axis=-1)
+  tilted = jnp.where((count <= 0)[..., None], 0, tilted)
+  return jnp.where(every[..., None], 1, tilted)
+
+
+def _sinkhorn(
+  scores: Array, counts: Array, mask: Array, iterations: int
+) -> Array:
+  """exp(scores + f_i + g_k) with rows that sum to 1 and columns to `counts`."""
+  scores = jnp.where(mask[..., None], scores, LOG_ZERO)
+  log_counts = jnp.log(jnp.maximum(counts, 1).astype(scores.dtype))
+  log_counts = jnp.where(counts > 0, log_counts, LOG_ZERO)
+
+  def rows(g: Array) -> Array:
+    return jax.nn.log_softmax(scores + g[..., None, :], axis=-1)
+
+  def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+    _, change, done = carry
+    return (change > 1e-6) & (done < iterations)
+
+  def iterate(
+    carry: tuple[Array, Array, Array],
+  ) -> tuple[Array, Array, Array]:
+    g, _, done = carry
+    log_q = jnp.where(mask[..., None], rows(g), LOG_ZERO)
+    step = log_counts - jax.nn.logsumexp(log_q, axis=-2)
+    step = jnp.where(counts > 0, step, LOG_ZERO - g)
+    change = jnp.max(jnp.where(counts > 0, jnp.abs(step), 0), initial=0)
+    return g + step, change, done + 1
+
+  zero = jnp.zeros_like(log_counts)
+  start = (zero, jnp.array(jnp.inf, scores.dtype), jnp.int32(0))
+  g, _, _ = lax.while_loop(goes_on, iterate, start)
+  return jnp.exp(rows(g))
+
+
+def similarity_smoothness(scores: Array, x: Array) -> Array:
+  r"""How much scores differ between instances that are alike.
+
+  .. math:: \ell_i = \frac1n \sum_j e^{-|x_i - x_j|^2} (s_i - s_j)^2
+
+  Args:
+    scores: [n], such as the probability of being positive. The published code
+      passes the sigmoid of that, by oversight.
+    x: [n, d].
+
+  Returns:
+    [n], at least float32; SIM-LLP adds their mean to a loss of bags.
+
+  Raises:
+    ValueError: if a shape does not match.
+  """
+  scores, x = jnp.asarray(scores), jnp.asarray(x)
+  check(scores.ndim == 1, f'scores must be [n], got {scores.shape}')
+  check(
+    x.ndim == 2 and len(x) == len(scores),
+    f'x must be [n, d] with n = {len(scores)}, got {x.shape}',
+  )
+  dtype = jnp.promote_types(scores.dtype, jnp.float32)
+  scores, x = scores.astype(dtype), x.astype(dtype)
+  squares = jnp.sum((x[:, None] - x) ** 2, axis=-1)
+  differences = (scores[:, None] - scores) ** 2
+  return jnp.mean(jnp.exp(-squares) * differences, axis=1)
+
+
+# --- what they share ---------------------------------------------------------
+
+
+def _read_proportions(
+  proportions: Array, log_probs: Array, mask: Array
+) -> Array:
   proportions = jnp.asarray(proportions, log_probs.dtype)
   expected = (*mask.shape[:-1], log_probs.shape[-1])
   check(
     proportions.shape == expected,
     f'proportions must be [..., c], {expected}, got {proportions.shape}',
   )
+  return proportions
+
+
+def _read_prior(prior: Array, classes: int, dtype: Any) -> Array:
+  prior = jnp.asarray(prior, dtype)
+  check(
+    prior.shape == (classes,),
+    f'prior must be [c] with c = {classes}, got {prior.shape}',
+  )
+  return prior
+
+
+def _read_count_vector(counts: Array, mask: Array, classes: int) -> Array:
+  counts = jnp.asarray(counts)
+  check(
+    jnp.issubdtype(counts.dtype, jnp.integer),
+    f'counts must be integers, got {counts.dtype}',
+    TypeError,
+  )
+  expected = (*mask.shape[:-1], classes)
+  check(
+    counts.shape == expected,
+    f'counts must be [..., c], {expected}, got {counts.shape}',
+  )
+  if is_concrete(counts, mask):
+    check(
+      jnp.all(counts >= 0) & jnp.all(counts.sum(-1) == mask.sum(-1)),
+      'counts must be >= 0 and add up to the number of instances in the bag',
+    )
+  return counts
+
+
+def _bag_mean(values: Array, mask: Array) -> Array:
+  """Mean over the instances of a bag; 0 of none."""
+  m = jnp.sum(mask, axis=-1)
+  total = jnp.sum(jnp.where(mask, values, 0), axis=-1)
+  return total / jnp.maximum(m, 1).astype(total.dtype)
+
+
+def _log_mean(log_probs: Array, mask: Array) -> Array:
+  """log of the mean prediction of a bag, [..., c]."""
   there = mask[..., None]
   total = jax.nn.logsumexp(jnp.where(there, log_probs, LOG_ZERO), axis=-2)
-  log_mean = total - jnp.log(jnp.maximum(jnp.sum(there, axis=-2), 1))
-  return -jnp.sum(proportions * log_mean, axis=-1)
+  return total - jnp.log(jnp.maximum(jnp.sum(there, axis=-2), 1))
+
+
+def _off(logits: Array, proportions: Array, mask: Array | None) -> Array:
+  """By how much a bag's mean prediction misses, [..., c]."""
+  log_probs, mask = read_bags(logits, mask)
+  proportions = _read_proportions(proportions, log_probs, mask)
+  return proportions - jnp.exp(_log_mean(log_probs, mask))
 
 
 def _nll(found: Inference) -> Array:
