@@ -3,7 +3,10 @@
 import os
 import sys
 
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts
+# Before jax starts, and not where pytest imports this to look for doctests: it
+# would hold all tests of that process to one core.
+if __name__ == '__main__':
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
