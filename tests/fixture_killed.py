@@ -8,14 +8,14 @@ import sys
 if __name__ == '__main__':
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import jax
+import numpy as np
+import optax
 
-from jnl.base import data_shards  # noqa: E402
-from jnl.methods.elr import elr  # noqa: E402
-from jnl.nets import MLP, from_linen  # noqa: E402
-from jnl.train.fit import Checkpoint, fit  # noqa: E402
+from jnl.base import data_shards
+from jnl.methods.elr import elr
+from jnl.nets import MLP, from_linen
+from jnl.train.fit import Checkpoint, fit
 
 N, BATCH = 160, 16
 
