@@ -242,7 +242,8 @@ def test_activation_and_conjugate_belong_together(divergence, f, u):
   v = jnp.linspace(-12, 12, 200_001)
   bound = u * divergence.activation(v) - divergence.conjugate(v)
   close(jnp.max(bound), f(u), rtol=1e-4, atol=1e-4)
-  assert jnp.all(jnp.diff(divergence.activation(v[::1000])) >= 0)
+  # tanh of some code of XLA is monotone but for the last bit.
+  assert jnp.all(jnp.diff(divergence.activation(v[::1000])) >= -1e-7)
 
 
 def test_f_divergence_definition_and_direction():
