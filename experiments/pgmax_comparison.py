@@ -61,8 +61,8 @@ def main(config: Config) -> None:
     check(value >= 1, f'{name.replace("_", "-")} must be >= 1, got {value}')
   problem = draw(config)
   ways = {
-    'jnl, counts': lambda: run_jnl(config, problem, 'count'),
-    'jnl, pairs': lambda: run_jnl(config, problem, 'pairwise'),
+    'jnl, counts': lambda: run_jnl(problem, 'count'),
+    'jnl, pairs': lambda: run_jnl(problem, 'pairwise'),
   }
   if importlib.util.find_spec('pgmax'):
     ways['PGMax, pairs'] = lambda: run_pgmax(problem)
@@ -81,19 +81,21 @@ def main(config: Config) -> None:
 
 
 def draw(config: Config) -> dict[str, Any]:
-  """Two Gaussians, bags at random, what the law is made of."""
+  """Two Gaussians, bags at random: what `label_proportions` makes a law of."""
   rng = np.random.default_rng(0)
   n, m = config.instances // config.bag_size * config.bag_size, config.bag_size
   labels = (rng.random(n) < 0.3).astype(int)
   x = rng.normal(size=(n, 4)).astype(np.float32)
   x[:, 0] += 2.5 * labels
   found = neighbors.knn(jnp.asarray(x), config.neighbors)
-  ties = neighbors.graph_of_neighbors(
+  graph = neighbors.graph_of_neighbors(
     found.index, neighbors.matern12(found.distances)
   )
+  index = np.arange(n).reshape(-1, m)
   return {
-    'ties': ties,
-    'index': np.arange(n).reshape(-1, m),
+    'graph': graph,
+    'index': index,
+    'mask': np.ones(index.shape, bool),
     'counts': labels.reshape(-1, m).sum(1),
     'pair_strength': config.pair_strength,
     'bag_strength': config.bag_strength,
@@ -104,25 +106,13 @@ Run = Callable[[int], tuple[Any, Any]]
 """From a number of iterations to marginals [n] and the last residual []."""
 
 
-def run_jnl(config: Config, problem: dict[str, Any], factorization: Any) -> Run:
+def run_jnl(problem: dict[str, Any], factorization: Any) -> Run:
   """Builds the graph of either kind."""
-  del config
-  law = belief.label_proportions(
-    problem['ties'],
-    problem['index'],
-    np.ones(problem['index'].shape, bool),
-    problem['counts'],
-    pair_strength=problem['pair_strength'],
-    bag_strength=problem['bag_strength'],
-    factorization=factorization,
-  )
-  # As in PGMax, whose pair factors are of y_i y_j alone.
-  pairs, spill = -law.weights, -law.spill_weights
-  start = belief.no_messages(law)
-  if factorization == 'pairwise':
-    start = start._replace(
-      pair_in=pairs, pair_out=pairs, spill_in=spill, spill_out=spill
-    )
+  law = belief.label_proportions(**problem, factorization=factorization)
+  if factorization == 'count':
+    start = belief.no_messages(law)
+  else:
+    start = belief.no_product_messages(law)  # as in PGMax
 
   def run(iterations: int) -> tuple[Any, Any]:
     found = belief.propagate(
@@ -143,7 +133,8 @@ def run_pgmax(problem: dict[str, Any]) -> Run:
     jax.lib.xla_bridge = bridge  # type: ignore[attr-defined]
   from pgmax import fgraph, fgroup, infer, vgroup
 
-  edges, couplings, unary = expanded(problem)
+  law = belief.label_proportions(**problem, factorization='pairwise')
+  edges, couplings, unary = expanded(law)
   variables = vgroup.NDVarArray(num_states=2, shape=(len(unary),))
   names = [variables[i] for i in range(len(unary))]
   graph = fgraph.FactorGraph(variable_groups=variables)
@@ -162,35 +153,25 @@ def run_pgmax(problem: dict[str, Any]) -> Run:
   def beliefs(iterations: int) -> tuple[Any, Any]:
     arrays, deltas = inferer.run_with_diffs(start, iterations, damping=0.5)
     marginals = infer.get_marginals(inferer.get_beliefs(arrays))
-    return marginals[variables][:, 1], deltas[-1]
+    return marginals[variables][law.slots, 1], deltas[-1]
 
   return jax.jit(beliefs, static_argnums=0)
 
 
 def expanded(
-  problem: dict[str, Any],
+  law: belief.FactorGraph,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The law as J_ij y_i y_j and theta_i y_i, [e, 2], [e] and [n]."""
-  ties, index = problem['ties'], problem['index']
-  vertex, slot = np.nonzero(ties.weights)
-  edges = np.stack([vertex, ties.neighbors[vertex, slot]], axis=1)
-  edges = np.concatenate([edges, ties.spill])
-  weights = np.concatenate([ties.weights[vertex, slot], ties.spill_weights])
-  weights = problem['pair_strength'] * weights
-  unary = problem['bag_strength'] * (2 * problem['counts'] - 1.0)
-  unary = np.repeat(unary, index.shape[1]).astype(np.float32)
-  np.subtract.at(unary, edges[:, 0], weights)
-  first, second = np.triu_indices(index.shape[1], 1)
-  bags = np.stack([index[:, first], index[:, second]], axis=-1).reshape(-1, 2)
-  once = edges[:, 0] < edges[:, 1]
-  n = len(unary)
-  names = np.concatenate([edges[once] @ [n, 1], bags @ [n, 1]])
-  couplings = np.concatenate(
-    [2 * weights[once], np.full(len(bags), -2 * problem['bag_strength'])]
-  )
-  names, place = np.unique(names, return_inverse=True)
-  merged = np.bincount(place, couplings)
-  return np.stack(np.divmod(names, n), axis=1), merged, unary
+  """The law as J_ij y_i y_j and theta_i y_i of its slots, [e, 2], [e], [n]."""
+  theta, table = np.asarray(law.log_odds[0]), np.asarray(law.weights[0])
+  place, slot = np.nonzero(table)
+  own = np.concatenate([slot, law.spill_slot[0]])
+  other = np.asarray(law.neighbors[0])[place, slot]
+  other = np.concatenate([other, law.spill_neighbors[0]])
+  weights = np.concatenate([table[place, slot], law.spill_weights[0]])
+  once = own < other  # a tie is held at both of its ends
+  edges = np.stack([own, other], axis=1)[once]
+  unary = theta - np.bincount(own, weights, len(theta))
+  return edges, 2 * weights[once], unary.astype(np.float32)
 
 
 def measure(config: Config, ways: dict[str, Callable[[], Run]]) -> list[dict]:

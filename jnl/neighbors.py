@@ -138,6 +138,13 @@ def _read_points(name: str, points: Array) -> Array:
   return points.astype(jnp.promote_types(points.dtype, jnp.float32))
 
 
+def _check_metric(metric: Metric) -> None:
+  check(
+    metric in get_args(Metric),
+    f'metric must be one of {get_args(Metric)}, got {metric!r}',
+  )
+
+
 def _find(
   points: Array,
   queries: Array | None,
@@ -146,10 +153,7 @@ def _find(
   search: Search | None,
 ) -> Neighbors:
   """Either way of searching, for checked arrays; no queries: the points."""
-  check(
-    metric in get_args(Metric),
-    f'metric must be one of {get_args(Metric)}, got {metric!r}',
-  )
+  _check_metric(metric)
   check(
     search is None or search in get_args(Search),
     f'search must be one of {get_args(Search)} or None, got {search!r}',
@@ -286,17 +290,24 @@ def _rank(
   """The k nearest of the points found, by their differences."""
   found = jnp.sort(found, axis=1)  # of equal distances, the lowest index first
   safe = jnp.minimum(found, len(points) - 1)
-  others = points[safe]
-  apart = others - queries[:, None]
-  squares = jnp.sum(apart * apart, axis=-1)
-  if metric == 'cosine':
-    # |u - v|^2 / 2 is 1 - u.v of unit vectors; those of zeros are at 1.
-    zero = ~jnp.any(queries, axis=-1)[:, None] | ~jnp.any(others, axis=-1)
-    squares = jnp.where(zero, 2, squares)
+  squares = _squares(queries, points[safe], metric)
   none = (found >= len(points)) | (found == own[:, None])
   closest, order = lax.top_k(-jnp.where(none, jnp.inf, squares), k)
   distances = -closest / 2 if metric == 'cosine' else jnp.sqrt(-closest)
   return Neighbors(jnp.take_along_axis(found, order, axis=1), distances)
+
+
+def _squares(x: Array, others: Array, metric: Metric) -> Array:
+  """|x - y|^2 of x [n, d] and others [n, k, d]: of unit vectors 2 (1 - x.y).
+
+  With the metric 'cosine' it is 2 from and to zeros.
+  """
+  apart = x[:, None] - others
+  squares = jnp.sum(apart * apart, axis=-1)
+  if metric == 'euclidean':
+    return squares
+  zero = ~jnp.any(x, axis=-1)[:, None] | ~jnp.any(others, axis=-1)
+  return jnp.where(zero, 2, squares)
 
 
 # --- on the host -------------------------------------------------------------
@@ -354,10 +365,7 @@ def pair_distances(
          [1.],
          [2.]], dtype=float32)
   """
-  check(
-    metric in get_args(Metric),
-    f'metric must be one of {get_args(Metric)}, got {metric!r}',
-  )
+  _check_metric(metric)
   points, index = _read_points('points', points), jnp.asarray(index)
   check(
     index.ndim == 2 and len(index) == len(points),
@@ -366,11 +374,9 @@ def pair_distances(
   if metric == 'cosine':
     points = _unit(points)
   others = points.at[index].get(mode='fill', fill_value=0)
-  apart = points[:, None] - others
-  squares = jnp.sum(apart * apart, axis=-1)
+  squares = _squares(points, others, metric)
   if metric == 'cosine':
-    zero = ~jnp.any(points, axis=-1)[:, None] | ~jnp.any(others, axis=-1)
-    distances = jnp.where(zero, 1, squares / 2)
+    distances = squares / 2
   else:
     some = squares > 0
     distances = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
@@ -544,9 +550,7 @@ def _build(
   neighbor = np.concatenate([low, high])[order].astype(np.int32)
   weights = np.concatenate([weights, weights])[order]
   degrees = np.bincount(vertex, minlength=n)
-  slot = np.arange(len(vertex)) - np.repeat(
-    np.cumsum(degrees) - degrees, degrees
-  )
+  slot = within_runs(degrees)
   degree = _cheapest_degree(degrees) if degree is None else degree
   neighbors = np.full([n, degree], PAD, np.int32)
   table = np.zeros([n, degree], weights.dtype)
@@ -555,6 +559,16 @@ def _build(
   table[vertex[fits], slot[fits]] = weights[fits]
   spill = np.stack([vertex[~fits].astype(np.int32), neighbor[~fits]], axis=1)
   return Graph(neighbors, table, spill, weights[~fits])
+
+
+def within_runs(lengths: np.ndarray) -> np.ndarray:
+  """The place of each in its run, for runs that follow each other.
+
+  >>> within_runs(np.array([2, 0, 3])).tolist()
+  [0, 1, 0, 1, 2]
+  """
+  first = np.cumsum(lengths) - lengths
+  return np.arange(lengths.sum()) - np.repeat(first, lengths)
 
 
 def _cheapest_degree(degrees: np.ndarray) -> int:

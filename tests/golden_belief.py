@@ -111,7 +111,7 @@ def _gibbs(case):
   )
   law = belief.add_log_odds(law, theta)
   _expanded(case, law)
-  start = _published_start(law)
+  start = belief.no_product_messages(law)
   found = belief.propagate(law, tolerance=0, messages=start, **run)
   _trace(case, 'pair', law, found, run['damping'], start)
   if _rested(case.expected('pair_deltas')):
@@ -181,13 +181,6 @@ def _expanded(case, law):
   _close(case, unary - tied, 'th2', ATOL[case.precision])
 
 
-def _published_start(law):
-  pairs, spill = -law.weights, -law.spill_weights
-  return belief.no_messages(law)._replace(
-    pair_in=pairs, pair_out=pairs, spill_in=spill, spill_out=spill
-  )
-
-
 def _run_map_bp(case):
   x, m, k = np.asarray(case['X']), case.hp('bag_size'), case.hp('k')
   case.skip('y')  # the counts are given
@@ -235,7 +228,8 @@ def _run_map_bp(case):
   law = belief.label_proportions(
     ties, *bags, **strengths, factorization='pairwise'
   )
-  result = belief.propagate(law, tolerance=0, messages=_published_start(law))
+  start = belief.no_product_messages(law)
+  result = belief.propagate(law, tolerance=0, messages=start)
   deltas = case.expected('f64_pair_deltas')
   if _rested(deltas):
     # From similarities in single precision.

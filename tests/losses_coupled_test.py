@@ -242,8 +242,10 @@ def test_activation_and_conjugate_belong_together(divergence, f, u):
   v = jnp.linspace(-12, 12, 200_001)
   bound = u * divergence.activation(v) - divergence.conjugate(v)
   close(jnp.max(bound), f(u), rtol=1e-4, atol=1e-4)
-  # tanh of some code of XLA is monotone but for the last bit.
-  assert jnp.all(jnp.diff(divergence.activation(v[::1000])) >= -1e-7)
+  with jax.enable_x64(True):  # in float32, tanh may fall by a rounding
+    rising = jnp.diff(divergence.activation(jnp.linspace(-12, 12, 201)))
+    assert rising.dtype == jnp.float64
+    assert jnp.all(rising >= 0)
 
 
 def test_f_divergence_definition_and_direction():

@@ -165,6 +165,38 @@ def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
   return counts.astype(jnp.int32)
 
 
+def read_class_counts(counts: Array, mask: Array, classes: int) -> Array:
+  """Checks that counts are integers [..., c]; what they may be is not asked.
+
+  Args:
+    counts: [..., c], of each class in bags with `mask` [..., m].
+    mask: [..., m] bool.
+    classes: c.
+
+  Raises:
+    TypeError: if they are not integers.
+    ValueError: if the shape does not match.
+  """
+  counts = jnp.asarray(counts)
+  check(
+    jnp.issubdtype(counts.dtype, jnp.integer),
+    f'counts must be integers, got {counts.dtype}',
+    TypeError,
+  )
+  expected = (*mask.shape[:-1], classes)
+  check(
+    counts.shape == expected,
+    f'counts must be [..., c], {expected}, got {counts.shape}',
+  )
+  return counts
+
+
+def possible_counts(log_factor: Array, mask: Array) -> Array:
+  """Which counts [..., m + 1] both the factor and the bag's size allow."""
+  within = jnp.arange(mask.shape[-1] + 1) <= jnp.sum(mask, -1)[..., None]
+  return within & (log_factor > LOG_ZERO / 2)
+
+
 def conclude(
   log_likelihood: Array, posterior: Array, log_probs: Array, mask: Array
 ) -> Inference:

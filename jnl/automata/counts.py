@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jnl.automata._inputs import (
   Inference,
+  read_class_counts,
   read_counts,
   read_logits,
 )
@@ -164,12 +165,7 @@ def count_one_versus_rest(
   Supervision", ICML 2024, arXiv 2402.01922.
   """
   logits, mask = read_logits(logits, mask)
-  counts = jnp.asarray(counts)
-  expected = (*mask.shape[:-1], logits.shape[-1])
-  check(
-    counts.shape == expected,
-    f'counts must be [..., c], {expected}, got {counts.shape}',
-  )
+  counts = read_class_counts(counts, mask, logits.shape[-1])
   bags = jnp.moveaxis(one_versus_rest(logits), -2, -3)
   of_class = jnp.broadcast_to(mask[..., None, :], bags.shape[:-1])
   log_likelihood, posterior, feasible = count(bags, counts, of_class)

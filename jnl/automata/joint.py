@@ -1,13 +1,18 @@
 """The whole count vector of a bag at once, for small bags of many classes.
 
-One count for each class apart (`count`, one against the rest) forgets that
-every instance has one label; here nothing is forgotten.
+One count for each class apart (`count_one_versus_rest`) forgets that every
+instance has one label; here nothing is forgotten.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.automata._inputs import Inference, conclude, read_bags
+from jnl.automata._inputs import (
+  Inference,
+  conclude,
+  read_bags,
+  read_class_counts,
+)
 from jnl.automata.general import forward_backward
 from jnl.base import LOG_ZERO, Array, check, is_concrete
 
@@ -64,7 +69,7 @@ def joint_count(
   apart.
   """
   log_probs, mask = read_bags(logits, mask)
-  counts = _read_counts(counts, log_probs, mask)
+  counts = _read_counts(counts, mask, log_probs.shape[-1])
   states = _read_states(states, counts)
 
   # An impossible count would make a state index point anywhere.
@@ -120,19 +125,9 @@ def _take(values: Array, index: Array) -> Array:
   return jnp.take_along_axis(values, flat, axis=-1).reshape(index.shape)
 
 
-def _read_counts(counts: Array, log_probs: Array, mask: Array) -> Array:
+def _read_counts(counts: Array, mask: Array, classes: int) -> Array:
   """Checks counts [..., c] of the instances in each bag."""
-  counts = jnp.asarray(counts)
-  check(
-    jnp.issubdtype(counts.dtype, jnp.integer),
-    f'counts must be integers, got {counts.dtype}',
-    TypeError,
-  )
-  expected = (*log_probs.shape[:-2], log_probs.shape[-1])
-  check(
-    counts.shape == expected,
-    f'counts must be [..., c] = {expected}, got shape {counts.shape}',
-  )
+  counts = read_class_counts(counts, mask, classes)
   if is_concrete(counts, mask):
     check(jnp.all(counts >= 0), 'counts must not be negative')
     check(

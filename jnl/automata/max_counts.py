@@ -3,7 +3,7 @@
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import read_factor
+from jnl.automata._inputs import possible_counts, read_factor
 from jnl.base import LOG_ZERO, Array
 
 
@@ -37,9 +37,7 @@ def max_count_messages(
   [-0.5, -2.0, -2.0]
   """
   log_odds, log_factor, mask = read_factor(log_odds, log_factor, mask)
-  m = mask.shape[-1]
-  possible = jnp.arange(m + 1) <= jnp.sum(mask, -1)[..., None]
-  possible &= log_factor > LOG_ZERO / 2
+  possible = possible_counts(log_factor, mask)
   factor = jnp.where(possible, log_factor, LOG_ZERO)
 
   order = jnp.argsort(jnp.where(mask, -log_odds, jnp.inf), axis=-1)
@@ -56,6 +54,23 @@ def max_count_messages(
   messages = jnp.where(may_be_one | may_be_zero, messages, 0)
   back = jnp.argsort(order, axis=-1)
   return jnp.where(mask, jnp.take_along_axis(messages, back, axis=-1), 0)
+
+
+def likeliest(log_odds: Array, counts: Array, mask: Array) -> Array:
+  """Which labels are 1 in the likeliest labeling with a known count.
+
+  Args:
+    log_odds: [..., m], of each label being 1; of equal ones the first goes
+      before.
+    counts: [...] int in [0, number of instances].
+    mask: [..., m] bool, true where there is an instance.
+
+  Returns:
+    [..., m] bool.
+  """
+  order = jnp.argsort(-jnp.where(mask, log_odds, -jnp.inf), axis=-1)
+  rank = jnp.argsort(order, axis=-1)
+  return rank < counts[..., None]
 
 
 def _best(factor: Array, sums: Array, largest: Array) -> Array:

@@ -94,7 +94,7 @@ def similarity(similar: Array, *, prior: Array | float | None = None) -> Array:
   equal = jnp.eye(2, dtype=bool) == similar[..., None, None]
   if prior is None:
     return jnp.where(equal, 0, LOG_ZERO).astype(float)
-  prior = _read_share('prior', prior)
+  prior = _read_number('prior', prior)
   check(
     prior.shape in ((), similar.shape),
     f'prior must be a number or of shape {similar.shape}, got {prior.shape}',
@@ -151,7 +151,7 @@ def similarity_confidence(confidence: Array) -> Array:
   arXiv 2102.06879; Chen et al., see `pair`. The official code leaves the
   confidence out of the second posterior.
   """
-  s = _read_share('confidence', confidence)[..., None, None]
+  s = _read_number('confidence', confidence)[..., None, None]
   return jnp.where(jnp.eye(2, dtype=bool), _log(s), _log(1 - s))
 
 
@@ -222,7 +222,7 @@ def positive_confidence(
     f'confidence must be [..., m] = {mask.shape}, got {confidence.shape}',
   )
   # Slots without an instance may hold anything.
-  c = _read_share('confidence', jnp.where(mask, confidence, 0.5))
+  c = _read_number('confidence', jnp.where(mask, confidence, 0.5))
   c = c.astype(log_probs.dtype)
   joint = log_probs + _log(jnp.stack([1 - c, c], axis=-1))
   each = jax.nn.logsumexp(joint, axis=-1)
@@ -239,11 +239,7 @@ def _log(weights: Array) -> Array:
   return jnp.where(some, jnp.log(jnp.where(some, weights, 1)), LOG_ZERO)
 
 
-def _read_share(name: str, values: Array | float) -> Array:
-  return _read_number(name, values, 0)
-
-
-def _read_number(name: str, values: Array | float, low: int) -> Array:
+def _read_number(name: str, values: Array | float, low: int = 0) -> Array:
   """Checks numbers in [low, 1], at least float32."""
   values = jnp.asarray(values)
   check(

@@ -21,7 +21,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import read_factor, read_log_odds
+from jnl.automata._inputs import possible_counts, read_factor, read_log_odds
 from jnl.base import LOG_ZERO, Array, Scalar
 
 STEEP = 1e30
@@ -235,8 +235,7 @@ def solve_messages(
   """
   batch, m = mask.shape[:-1], mask.shape[-1]
   bags = math.prod(batch)
-  possible = jnp.arange(m + 1) <= jnp.sum(mask, -1)[..., None]
-  possible &= log_factor > LOG_ZERO / 2
+  possible = possible_counts(log_factor, mask)
   log_factor = jnp.where(possible, log_factor, LOG_ZERO)
   log_z, messages, posterior = _solve(
     _instances_first(log_odds),

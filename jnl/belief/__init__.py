@@ -26,6 +26,7 @@ from jnl.belief.messages import (
   Beliefs,
   Messages,
   no_messages,
+  no_product_messages,
   pair_messages,
   propagate,
 )
@@ -49,6 +50,7 @@ __all__ = [
   'factor_graph',
   'label_proportions',
   'no_messages',
+  'no_product_messages',
   'pair_messages',
   'pair_probs',
   'place',

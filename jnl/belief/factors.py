@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from jnl.base import AXIS, PAD, Array, check, is_concrete
-from jnl.neighbors import Graph, graph_of_edges
+from jnl.neighbors import Graph, graph_of_edges, within_runs
 
 Factorization = Literal['count', 'pairwise']
 
@@ -37,8 +37,8 @@ class BagGroup(NamedTuple):
 class FactorGraph(NamedTuple):
   """A law, as arrays that `propagate` runs on; made by `factor_graph`.
 
-  Of each shard there are N slots. All but `slots`, `bags` and `ties` are split
-  over devices by their first axis.
+  Of each shard there are N slots. All but `slots`, `bags` and `spills` are
+  split over devices by their first axis.
 
   Attributes:
     log_odds: [shards, N], theta that belongs to the law itself.
@@ -112,8 +112,7 @@ def count_factor(counts: Any, mask: Any, *, strength: float) -> np.ndarray:
     factor = np.where(apart == 0, 0.0, -np.inf)
   else:
     factor = -strength * apart**2
-  possible = np.arange(mask.shape[1] + 1) <= sizes[:, None]
-  return np.where(possible, factor, -np.inf)
+  return _within_size(factor, mask)
 
 
 def factor_graph(
@@ -153,8 +152,7 @@ def factor_graph(
     log_factor.shape == expected,
     f'log_factor must be [k, m + 1], {expected}, got {log_factor.shape}',
   )
-  possible = np.arange(expected[1]) <= mask.sum(1)[:, None]
-  log_factor = np.where(possible, log_factor, -np.inf)
+  log_factor = _within_size(log_factor, mask)
   check(not np.any(np.isnan(log_factor)), 'log_factor must not be NaN')
   check(np.all(log_factor < np.inf), 'log_factor must not be +inf')
   forbidden = ~np.any(np.isfinite(log_factor), axis=1)
@@ -221,6 +219,7 @@ def label_proportions(
     np.isfinite(pair_strength) and pair_strength >= 0,
     f'pair_strength must be finite and >= 0, got {pair_strength}',
   )
+  counts, mask = np.asarray(counts), np.asarray(mask)
   factor = count_factor(counts, mask, strength=bag_strength)
   graph = graph._replace(
     weights=graph.weights * float(pair_strength),
@@ -232,6 +231,7 @@ def label_proportions(
     np.isfinite(bag_strength),
     "bag_strength must be finite where factorization is 'pairwise'",
   )
+  index = _read_index(index, mask, len(graph.neighbors))
   return _pairwise(graph, index, mask, counts, bag_strength, shards)
 
 
@@ -273,14 +273,16 @@ def place(graph: FactorGraph, mesh: Mesh) -> FactorGraph:
     shards % devices == 0,
     f'shards must be a multiple of the {devices} devices, got {shards}',
   )
-  split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
-  everywhere = {'slots', 'bags', 'spills'}
-  return FactorGraph(
-    *(
-      jax.device_put(value, whole if name in everywhere else split)
-      for name, value in graph._asdict().items()
-    )
+  shardings = jax.tree.map(
+    lambda _, spec: NamedSharding(mesh, spec), graph, specs_of(graph)
   )
+  return jax.device_put(graph, shardings)
+
+
+def specs_of(graph: FactorGraph) -> FactorGraph:
+  """Which axes of its arrays are split over devices: a `PartitionSpec` each."""
+  split = jax.tree.map(lambda _: P(AXIS), graph)
+  return split._replace(slots=P(), bags=P(), spills=P())
 
 
 # --- reading -----------------------------------------------------------------
@@ -320,6 +322,12 @@ def _read_index(index: Any, mask: np.ndarray, n: int) -> np.ndarray:
     f'{times.max(initial=0)}',
   )
   return np.where(mask, index, PAD)
+
+
+def _within_size(log_factor: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """A factor [k, m + 1] with -inf beyond the size of each bag."""
+  possible = np.arange(mask.shape[1] + 1) <= mask.sum(1)[:, None]
+  return np.where(possible, log_factor, -np.inf)
 
 
 # --- the layout --------------------------------------------------------------
@@ -421,9 +429,7 @@ def _lay_out_spill(
   shard = slot[order] // size
   lengths = np.bincount(shard, minlength=shards)
   longest = int(lengths.max(initial=0))
-  place = np.arange(len(order)) - np.repeat(
-    np.cumsum(lengths) - lengths, lengths
-  )
+  place = within_runs(lengths)
   tables = {
     # Padding belongs to no slot, and stays last.
     'spill_slot': np.full([shards, longest], size, np.int32),
@@ -443,9 +449,9 @@ def _lay_out_spill(
 
 def _pairwise(
   graph: Graph,
-  index: Any,
-  mask: Any,
-  counts: Any,
+  index: np.ndarray,
+  mask: np.ndarray,
+  counts: np.ndarray,
   strength: float,
   shards: int,
 ) -> FactorGraph:
@@ -453,11 +459,9 @@ def _pairwise(
 
   For c^2 is m c less the number of pairs that differ.
   """
-  n, mask = len(graph.neighbors), _read_mask(mask)
-  index = _read_index(index, mask, n)
-  sizes = mask.sum(1)
+  n, sizes = len(graph.neighbors), mask.sum(1)
   theta = np.zeros(n)
-  per_bag = strength * (2 * np.asarray(counts, np.float64) - sizes)
+  per_bag = strength * (2 * counts.astype(np.float64) - sizes)
   theta[index[mask]] = np.repeat(per_bag, sizes)
   pairs = [_edges_of(graph)]
   for size in np.unique(sizes):

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jnl.automata import count_messages, max_count_messages
 from jnl.base import AXIS, Array, Scalar, axis_is_bound, check, mesh_of
-from jnl.belief.factors import FactorGraph
+from jnl.belief.factors import FactorGraph, specs_of
 
 Schedule = Literal['flooding', 'alternating']
 LARGE = 1e4
@@ -96,10 +96,34 @@ def pair_messages(
 
 def no_messages(graph: FactorGraph) -> Messages:
   """All factors silent: where propagation starts."""
-  pairs, spill = (
-    jnp.zeros_like(graph.weights),
-    jnp.zeros_like(graph.spill_weights),
-  )
+  pairs = jnp.zeros_like(graph.weights)
+  spill = jnp.zeros_like(graph.spill_weights)
+  return Messages(pairs, pairs, spill, spill, jnp.zeros_like(graph.log_odds))
+
+
+def no_product_messages(graph: FactorGraph) -> Messages:
+  r"""Factors of y_i y_j silent: where PGMax, and the published code, starts.
+
+  .. math:: -w (y_i - y_j)^2 = 2 w y_i y_j - w y_i - w y_j
+
+  A factor that is the product alone says w more than the `pair_messages` of the
+  square do, and nothing where these are -w.
+
+  Args:
+    graph: from `label_proportions`, 'pairwise' as the published law is.
+
+  Returns:
+    `Messages` for `propagate`.
+
+  >>> from jnl.belief import label_proportions
+  >>> from jnl.neighbors import graph_of_edges
+  >>> tie = graph_of_edges([[0, 1]], [3.], 2)
+  >>> law = label_proportions(  # of a bag that repels its two by 1
+  ...   tie, [[0, 1]], [[True, True]], [1], factorization='pairwise')
+  >>> no_product_messages(law).pair_in.tolist()
+  [[[-2.0, -2.0]]]
+  """
+  pairs, spill = -graph.weights, -graph.spill_weights
   return Messages(pairs, pairs, spill, spill, jnp.zeros_like(graph.log_odds))
 
 
@@ -209,26 +233,40 @@ def _run(
   schedule: Schedule,
   mesh: Mesh | None,
 ) -> Beliefs:
-  loop = functools.partial(
-    _loop,
-    room=room,
-    temperature=temperature,
-    alternating=schedule == 'alternating',
-  )
-  args = (graph, messages, tolerance, damping, anneal, iterations)
+  def goes_on(carry):
+    _, _, done, converged, _ = carry
+    return (done < iterations) & ~converged
+
+  def iterate(graph, carry):
+    old, seen, done, _, residuals = carry
+    strength = jnp.minimum(1, (done + 1) / jnp.maximum(anneal, 1))
+    scaled = _scaled(graph, strength.astype(residuals.dtype))
+    new = _iterate(
+      scaled, old, seen, damping, temperature, schedule == 'alternating'
+    )
+    residual = _largest_change(old, new)
+    converged = (residual <= tolerance) & (done + 1 >= anneal)
+    residuals = residuals.at[done].set(residual)
+    return new, _look(graph, new), done + 1, converged, residuals
+
+  def loop(graph, messages):
+    """On the shards of this device; log-odds are [shards, N]."""
+    residuals = jnp.full(room, jnp.nan, graph.weights.dtype)
+    seen = _look(graph, messages)
+    carry = (messages, seen, jnp.int32(0), jnp.array(False), residuals)
+    step = functools.partial(iterate, graph)
+    messages, seen, *status = lax.while_loop(goes_on, step, carry)
+    return seen.known + messages.bag, messages, *status
+
   if mesh is not None:
-    split: P = P(AXIS)
-    graph_specs = jax.tree.map(lambda _: split, graph)
-    graph_specs = graph_specs._replace(slots=P(), bags=P(), spills=P())
-    message_specs = jax.tree.map(lambda _: split, messages)
     loop = jax.shard_map(
       loop,
       mesh=mesh,
-      in_specs=(graph_specs, message_specs, P(), P(), P(), P()),
-      out_specs=(split, message_specs, P(), P(), P()),
+      in_specs=(specs_of(graph), P(AXIS)),
+      out_specs=(P(AXIS), P(AXIS), P(), P(), P()),
       check_vma=False,
     )
-  total, messages, done, converged, residuals = loop(*args)
+  total, messages, done, converged, residuals = loop(graph, messages)
   found = total.ravel()[graph.slots]
   marginals = (
     jax.nn.sigmoid(found / temperature)
@@ -236,46 +274,6 @@ def _run(
     else (jnp.sign(found) + 1) / 2
   )
   return Beliefs(found, marginals, messages, done, converged, residuals)
-
-
-def _loop(
-  graph: FactorGraph,
-  messages: Messages,
-  tolerance: Array,
-  damping: Array,
-  anneal: Array,
-  iterations: Array,
-  *,
-  room: int,
-  temperature: float,
-  alternating: bool,
-) -> tuple[Array, Messages, Array, Array, Array]:
-  """Iterates on the shards of this device.
-
-  Returns:
-    Log-odds [shards, N], messages, the number of iterations, whether they
-    converged, and the residuals [room].
-  """
-  residuals = jnp.full(room, jnp.nan, graph.weights.dtype)
-  seen = _look(graph, messages)
-  carry = (messages, seen, jnp.int32(0), jnp.array(False), residuals)
-
-  def goes_on(carry):
-    _, _, done, converged, _ = carry
-    return (done < iterations) & ~converged
-
-  def iterate(carry):
-    old, seen, done, _, residuals = carry
-    strength = jnp.minimum(1, (done + 1) / jnp.maximum(anneal, 1))
-    scaled = _scaled(graph, strength.astype(residuals.dtype))
-    new = _iterate(scaled, old, seen, damping, temperature, alternating)
-    residual = _largest_change(old, new)
-    converged = (residual <= tolerance) & (done + 1 >= anneal)
-    residuals = residuals.at[done].set(residual)
-    return new, _look(graph, new), done + 1, converged, residuals
-
-  messages, seen, *status = lax.while_loop(goes_on, iterate, carry)
-  return seen.known + messages.bag, messages, *status
 
 
 def _scaled(graph: FactorGraph, strength: Array) -> FactorGraph:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jnl import automata
 from jnl.automata._inputs import read_counts
+from jnl.automata.max_counts import likeliest
 from jnl.base import Array, check
 from jnl.belief.factors import FactorGraph
 from jnl.belief.messages import (
@@ -111,22 +112,23 @@ def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
 
   at_slots = jnp.where(likely, graph.log_odds, 0) + doubt(total, likely)
   log_z = jnp.sum(at_slots.ravel()[graph.slots])
-  # A factor adds what its instances' are by it, less what they are anyway.
+
+  def less(own: Array, total: Array) -> Array:
+    """Of an instance, what it is without a factor less what it is anyway."""
+    return doubt(own, total > 0) - doubt(total, total > 0)
+
   own, theirs = _cavities(graph, messages, total)
-  tied = _tied(own, theirs, graph.weights)
-  each = tied + doubt(own, likely[:, None]) - doubt(total, likely)[:, None]
+  each = _tied(own, theirs, graph.weights) + less(own, total[:, None])
   log_z += jnp.sum(jnp.where(graph.weights != 0, each, 0))
   own, theirs = _spilled_cavities(graph, messages, total)
-  tied = _tied(own, theirs, graph.spill_weights)
-  instance = at_spill(graph, total)
-  each = tied + doubt(own, instance > 0) - doubt(instance, instance > 0)
+  each = _tied(own, theirs, graph.spill_weights)
+  each += less(own, at_spill(graph, total))
   log_z += jnp.sum(jnp.where(graph.spill_weights != 0, each, 0))
   known = by_bags(graph, heard(graph, messages))[:-1]
   ended = by_bags(graph, total)[:-1]
   for group, own, instance in zip(graph.groups, known, ended, strict=True):
     _, expected = automata.count_messages(own, group.log_factor, group.mask)
-    each = doubt(own, instance > 0) - doubt(instance, instance > 0)
-    log_z += jnp.sum(jnp.where(group.mask, each, 0))
+    log_z += jnp.sum(jnp.where(group.mask, less(own, instance), 0))
     log_z += jnp.sum(jnp.where(jnp.any(group.mask, -1), expected, 0))
   return -log_z
 
@@ -164,9 +166,7 @@ def top_of_bags(log_odds: Array, index: Any, mask: Any, counts: Any) -> Array:
   check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
   counts = read_counts(counts, mask)
   known = log_odds.at[index].get(mode='fill', fill_value=-jnp.inf)
-  order = jnp.argsort(-jnp.where(mask, known, -jnp.inf), axis=1)
-  rank = jnp.argsort(order, axis=1)
-  chosen = (rank < counts[:, None]).astype(jnp.int32)
+  chosen = likeliest(known, counts, mask).astype(jnp.int32)
   alone = (log_odds > 0).astype(jnp.int32)
   index = jnp.where(mask, index, len(log_odds))
   return alone.at[index].set(chosen, mode='drop')
@@ -204,20 +204,23 @@ def _tied(own: Array, theirs: Array, weights: Array) -> Array:
 
   Half, since a tie is seen from both of its ends.
   """
-  one, zero = jax.nn.log_sigmoid, lambda c: jax.nn.log_sigmoid(-c)
-  agree = jnp.logaddexp(one(own) + one(theirs), zero(own) + zero(theirs))
-  differ = jnp.logaddexp(one(own) + zero(theirs), zero(own) + one(theirs))
-  return jnp.logaddexp(agree, differ - weights) / 2
+  neither, second, first, both = _cells(own, theirs, weights)
+  agree, differ = jnp.logaddexp(both, neither), jnp.logaddexp(first, second)
+  return jnp.logaddexp(agree, differ) / 2
 
 
 def _joint(own: Array, theirs: Array, weights: Array) -> Array:
   """P(y_i, y_j) [..., 2, 2] for cavities [...]."""
+  cells = jnp.stack(_cells(own, theirs, weights), axis=-1)
+  return jax.nn.softmax(cells, axis=-1).reshape(*own.shape, 2, 2)
+
+
+def _cells(own: Array, theirs: Array, weights: Array) -> tuple[Array, ...]:
+  """Log weights [...] of (y_i, y_j): (0, 0), (0, 1), (1, 0) and (1, 1)."""
   one, zero = jax.nn.log_sigmoid, lambda c: jax.nn.log_sigmoid(-c)
-  cells = [
+  return (
     zero(own) + zero(theirs),
     zero(own) + one(theirs) - weights,
     one(own) + zero(theirs) - weights,
     one(own) + one(theirs),
-  ]
-  probs = jax.nn.softmax(jnp.stack(cells, axis=-1), axis=-1)
-  return probs.reshape(*own.shape, 2, 2)
+  )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from jnl import automata
 from jnl.automata import Inference
-from jnl.automata._inputs import read_bags
+from jnl.automata._inputs import read_bags, read_class_counts
+from jnl.automata.max_counts import likeliest
 from jnl.base import LOG_ZERO, Array, Key, check, is_concrete
 from jnl.losses.cross_entropy import ce
 
@@ -351,25 +352,8 @@ def transport_labels(
   Reference: Liu, Wang, Qi, Tian, Shi, "Two-stage Training for Learning from
   Label Proportions", IJCAI 2021, arXiv 2105.10635.
   """
-  log_probs, mask = read_bags(lax.stop_gradient(logits), mask)
-  classes = log_probs.shape[-1]
-  counts = _read_count_vector(counts, mask, classes)
-  check(reg >= 0, f'reg must be >= 0, got {reg}')
-  check(
-    reg > 0 or classes == 2,
-    f'reg must be positive for more than two classes, got {classes} classes',
-  )
-  if classes > 2:
-    q = _sinkhorn(log_probs / reg, counts, mask, iterations)
-  else:
-    log_odds = log_probs[..., 1] - log_probs[..., 0]
-    one = (
-      _tilted(log_odds / reg, counts[..., 1], mask)
-      if reg
-      else _top(log_odds, counts[..., 1], mask)
-    )
-    q = jnp.stack([1 - one, one], axis=-1)
-  return jnp.where(mask[..., None], q, 0)
+  log_probs, mask = read_bags(logits, mask)
+  return _transported(log_probs, counts, mask, reg, iterations)
 
 
 def transport(
@@ -390,16 +374,38 @@ def transport(
   Raises:
     TypeError, ValueError: as `transport_labels`.
   """
-  q = transport_labels(logits, counts, mask, reg=reg, iterations=iterations)
   log_probs, mask = read_bags(logits, mask)
+  q = _transported(log_probs, counts, mask, reg, iterations)
   return _bag_mean(-jnp.sum(q * log_probs, axis=-1), mask)
 
 
-def _top(log_odds: Array, count: Array, mask: Array) -> Array:
-  """1 for the `count` largest of a bag, [..., m]."""
-  order = jnp.argsort(-jnp.where(mask, log_odds, -jnp.inf), axis=-1)
-  rank = jnp.argsort(order, axis=-1)
-  return (rank < count[..., None]).astype(log_odds.dtype)
+def _transported(
+  log_probs: Array, counts: Array, mask: Array, reg: float, iterations: int
+) -> Array:
+  """`transport_labels` of bags that are read."""
+  log_probs, classes = lax.stop_gradient(log_probs), log_probs.shape[-1]
+  counts = read_class_counts(counts, mask, classes)
+  if is_concrete(counts, mask):
+    check(
+      jnp.all(counts >= 0) & jnp.all(counts.sum(-1) == mask.sum(-1)),
+      'counts must be >= 0 and add up to the number of instances in the bag',
+    )
+  check(reg >= 0, f'reg must be >= 0, got {reg}')
+  check(
+    reg > 0 or classes == 2,
+    f'reg must be positive for more than two classes, got {classes} classes',
+  )
+  if classes > 2:
+    q = _sinkhorn(log_probs / reg, counts, mask, iterations)
+  else:
+    log_odds = log_probs[..., 1] - log_probs[..., 0]
+    one = (
+      _tilted(log_odds / reg, counts[..., 1], mask)
+      if reg
+      else likeliest(log_odds, counts[..., 1], mask).astype(log_odds.dtype)
+    )
+    q = jnp.stack([1 - one, one], axis=-1)
+  return jnp.where(mask[..., None], q, 0)
 
 
 def _tilted(log_odds: Array, count: Array, mask: Array) -> Array:
@@ -505,26 +511,6 @@ def _read_prior(prior: Array, classes: int, dtype: Any) -> Array:
     f'prior must be [c] with c = {classes}, got {prior.shape}',
   )
   return prior
-
-
-def _read_count_vector(counts: Array, mask: Array, classes: int) -> Array:
-  counts = jnp.asarray(counts)
-  check(
-    jnp.issubdtype(counts.dtype, jnp.integer),
-    f'counts must be integers, got {counts.dtype}',
-    TypeError,
-  )
-  expected = (*mask.shape[:-1], classes)
-  check(
-    counts.shape == expected,
-    f'counts must be [..., c], {expected}, got {counts.shape}',
-  )
-  if is_concrete(counts, mask):
-    check(
-      jnp.all(counts >= 0) & jnp.all(counts.sum(-1) == mask.sum(-1)),
-      'counts must be >= 0 and add up to the number of instances in the bag',
-    )
-  return counts
 
 
 def _bag_mean(values: Array, mask: Array) -> Array:
