@@ -3,11 +3,25 @@
 import os
 import pathlib
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from jnl import noise
-from jnl.data import files, human_labels, load, published_order, tfds
+from jnl.base import supervised
+from jnl.data import (
+  files,
+  human_labels,
+  load,
+  load_text,
+  ngram_ids,
+  published_order,
+  tfds,
+)
+from jnl.losses import ce
+from jnl.nets import build, from_linen
+from jnl.train.fit import fit
 
 FOLDER = pathlib.Path(
   os.environ.get('JNL_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')
@@ -62,3 +76,57 @@ def test_the_images_are_those_that_people_labeled():
   lossless = published_order(small)
   difference = np.abs(lossless.x - whole.x[: len(lossless.x)])
   assert difference.mean() < 0.03, 'a lossy copy of the same images'
+
+
+@pytest.mark.parametrize(
+  ('name', 'counts', 'test'),
+  [
+    ('youtube_spam', [755, 831], 370),
+    ('trec6', [1162, 1250, 86, 1223, 835, 896], 500),
+    ('rt_polarity', None, 2665),
+  ],
+)
+def test_text_sets_have_their_published_sizes(name, counts, test):
+  texts = load_text(name, data_dir=FOLDER)
+  whole = published_order(texts)
+  assert len(texts.test.labels) == test
+  if counts is None:
+    labels = np.concatenate([whole.labels, texts.test.labels])
+    counts, found = [5331, 5331], np.bincount(labels)
+  else:
+    found = np.bincount(whole.labels)
+  assert found.tolist() == counts
+  dataset = load(name, data_dir=FOLDER)
+  np.testing.assert_array_equal(dataset.test.x, ngram_ids(list(texts.test.x)))
+  np.testing.assert_array_equal(dataset.test.labels, texts.test.labels)
+
+
+@pytest.mark.parametrize(
+  ('name', 'clean', 'best', 'fall'),
+  [('youtube_spam', 0.86, 0.7, 0.04), ('trec6', 0.8, 0.74, 0.15)],
+)
+def test_plain_training_on_texts_learns_and_then_fits_the_noise(
+  name, clean, best, fall
+):
+  dataset = load(name, data_dir=FOLDER)
+  c, train = dataset.num_classes, dataset.train
+  model = from_linen(build('ngram', c), train.x.shape[1:])
+  method = supervised(ce, model, optax.adam(3e-3))
+  key = jax.random.key(0)
+  noisy = noise.corrupt(key, train.labels, noise.symmetric(c, 0.3)).labels
+  curves = [
+    fit(
+      method,
+      {'x': train.x, 'labels': np.asarray(labels)},
+      key,
+      epochs=20,
+      batch_size=32,
+      devices=jax.devices()[:1],
+      held_out={'test': {'x': dataset.test.x, 'labels': dataset.test.labels}},
+    ).history['test']
+    for labels in (train.labels, noisy)
+  ]
+  print([curve.round(3).tolist() for curve in curves])
+  assert curves[0][-1] > clean
+  assert curves[1].max() > best
+  assert curves[1].max() - curves[1][-1] > fall

@@ -11,11 +11,14 @@ from jnl.data.batches import (
 from jnl.data.datasets import (
   Dataset,
   digits,
+  encode_text,
   from_arrays,
   load,
+  load_text,
   published_order,
 )
 from jnl.data.files import Examples, human_labels
+from jnl.data.text import ngram_ids, token_ids, tokenize
 
 __all__ = [
   'Dataset',
@@ -24,11 +27,16 @@ __all__ = [
   'check_arrays',
   'check_labels',
   'digits',
+  'encode_text',
   'epoch_order',
   'from_arrays',
   'human_labels',
   'index_order',
   'load',
+  'load_text',
+  'ngram_ids',
   'published_order',
   'take_batch',
+  'token_ids',
+  'tokenize',
 ]

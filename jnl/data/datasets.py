@@ -3,9 +3,12 @@
 load('digits')                               embedded in scikit-learn
 load('fashion_mnist')                        through TFDS, without TensorFlow
 load('cifar10_jpg', data_dir='~/data')       local files, see `jnl.data.files`
+load('trec6', data_dir='~/data')             texts, as ids of their n-grams
+load_text('trec6', data_dir='~/data')        texts as strings
 from_arrays(x, labels, x_test, labels_test)  your own
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from jnl.base import check
 from jnl.data import files, tfds
 from jnl.data.batches import check_arrays
 from jnl.data.files import Examples
+from jnl.data.text import ngram_ids
 
 EMBEDDED = ('digits',)
 
@@ -70,15 +74,17 @@ def load(
 
   Args:
     name: `'digits'`; with `data_dir`, a data set in that folder, named as its
-      files are (`jnl.data.files`); without, an image data set of TFDS, which is
-      downloaded and prepared where need be (`jnl.data.tfds`).
+      files are (`jnl.data.files`); without, an image or text data set of TFDS,
+      which is downloaded and prepared where need be (`jnl.data.tfds`).
     data_dir: a folder of local files.
     validation: the share of the training set that is held out; of digits always
       120 rows.
     seed: of the split and the order.
 
   Returns:
-    The data set; pixels are divided by the largest one of the training set.
+    The data set; pixels are divided by the largest one of the training set,
+    texts are the ids [n, 64] int32 of their words and pairs of words
+    (`ngram_ids`; `load_text` leaves the choice).
 
   Raises:
     ValueError: for an unknown name, with the close matches, or for files that
@@ -91,7 +97,71 @@ def load(
     return digits(seed)
   else:
     parts = tfds.read(name)
+  dataset = _split(name, *parts, None, validation, seed)
+  return encode_text(dataset) if _is_text(dataset.train) else dataset
+
+
+def load_text(
+  name: str,
+  *,
+  data_dir: str | None = None,
+  validation: float = 0.1,
+  seed: int = 0,
+) -> Dataset:
+  """A text data set by name, as strings, for a tokenizer of one's choice.
+
+  With `data_dir`: youtube_spam (comments on five videos; those on the last are
+  the test set), trec6 (questions, published with a test set) and rt_polarity
+  (sentences of reviews; a seeded quarter is the test set), or a file NAME.npz
+  of your own texts (`jnl.data.files`). Without, a data set of TFDS, such as
+  imdb_reviews (`jnl.data.tfds`).
+
+  Args:
+    name: as for `load`.
+    data_dir: as for `load`.
+    validation: as for `load`.
+    seed: as for `load`; the parts are the same.
+
+  Returns:
+    The data set, each x an array [n] of strings; `encode_text` turns them into
+    what networks take.
+
+  Raises:
+    ValueError, FileNotFoundError: as `load`; or if the data set is not text.
+
+  References:
+    T. Alberto, J. Lochter and T. Almeida, TubeSpam: Comment Spam Filtering on
+    YouTube, 2015. X. Li and D. Roth, Learning Question Classifiers, 2002.
+    B. Pang and L. Lee, Seeing Stars, 2005, arXiv:cs/0506075.
+  """
+  if data_dir is not None:
+    parts = files.read_folder(name, data_dir)
+  else:
+    check(name not in EMBEDDED, f'{name} is no text data set')
+    parts = tfds.read(name)
+  check(_is_text(parts[0]), f'{name} is no text data set')
   return _split(name, *parts, None, validation, seed)
+
+
+def encode_text(
+  dataset: Dataset, ids: Callable[[Sequence[str]], np.ndarray] = ngram_ids
+) -> Dataset:
+  """The data set with its texts as ids.
+
+  Args:
+    dataset: as from `load_text`.
+    ids: `texts -> [n, length] int32`, for example
+      `functools.partial(token_ids, length=32)`.
+
+  Returns:
+    The data set, x [n, length] int32.
+  """
+  check(_is_text(dataset.train), f'{dataset.name} holds no texts')
+  parts = (
+    part._replace(x=ids(list(part.x)))
+    for part in (dataset.train, dataset.validation, dataset.test)
+  )
+  return Dataset(dataset.name, dataset.num_classes, *parts)
 
 
 def from_arrays(
@@ -202,11 +272,20 @@ def _split(
   return Dataset(name, c, *(_as_numbers(part, scale) for part in parts))
 
 
+def _is_text(examples: Examples) -> bool:
+  return examples.x.dtype == object
+
+
 def _as_numbers(examples: Examples, scale: float) -> Examples:
-  """x as float32, pixels divided by `scale`, images with a channel."""
-  x = examples.x.astype(np.float32)
-  x = x[..., None] if x.ndim == 3 else x
-  x /= np.float32(scale)
+  """x as float32, pixels divided by `scale`, images with a channel.
+
+  Texts stay as they are.
+  """
+  x = examples.x
+  if not _is_text(examples):
+    x = x.astype(np.float32)
+    x = x[..., None] if x.ndim == 3 else x
+    x /= np.float32(scale)
   return Examples(
     x, examples.labels.astype(np.int32), examples.id.astype(np.int32)
   )

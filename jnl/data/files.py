@@ -3,16 +3,21 @@
 A data set NAME in a folder DIR is one of
 
   DIR/NAME.npz       arrays x_train, y_train, x_test, y_test; or x, y; or JPEG
-                     files in one array: jpg, offsets, label_train, label_test
+                     files in one array: jpg, offsets, label_train, label_test;
+                     or texts in one array of UTF-8: text, offsets, y (and
+                     video), or each with _train and with _test
   DIR/NAME/*.gz      the four idx files of MNIST and its kin, also unpacked
   DIR/cifar-10-binary.tar.gz, DIR/cifar-100-binary.tar.gz
                      for the names cifar10 and cifar100
+  DIR/NAME/          the text files that youtube_spam, trec6 and rt_polarity are
+                     published as (`TEXT_FILES`)
 
 Rows keep the order of the file. No pickle is ever loaded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import gzip
 import io
 import itertools
@@ -26,7 +31,8 @@ import zlib
 import numpy as np
 
 from jnl.base import check, check_name
-from jnl.data.batches import check_arrays
+from jnl.data import text
+from jnl.data.batches import check_arrays, check_labels
 
 IDX = {
   'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -49,6 +55,33 @@ CIFAR: dict[str, tuple[str, dict[str, tuple[str, ...]], int]] = {
     2,
   ),
 }
+TEXT_FILES: dict[str, tuple[dict[str, Callable[[bytes], text.Parsed]], int]] = {
+  # name: files and how each is parsed, how many of the last ones are the test
+  'youtube_spam': (
+    {
+      f'Youtube0{i}-{singer}.csv': text.parse_youtube
+      for i, singer in enumerate(
+        ('Psy', 'KatyPerry', 'LMFAO', 'Eminem', 'Shakira'), 1
+      )
+    },
+    1,
+  ),
+  'trec6': (
+    {
+      'train_5500.label': text.parse_trec,
+      'TREC_10.label': text.parse_trec,
+    },
+    1,
+  ),
+  'rt_polarity': (
+    {
+      'rt-polarity.neg': functools.partial(text.parse_sentences, label=0),
+      'rt-polarity.pos': functools.partial(text.parse_sentences, label=1),
+    },
+    0,
+  ),
+}
+TEXT_ARRAYS = ('text', 'offsets', 'y')
 HUMAN = {
   # noise: file, array of noisy labels, array of clean labels
   **{
@@ -69,7 +102,8 @@ class Examples(NamedTuple):
   """A part of a data set.
 
   Attributes:
-    x: [n, ...]; float32 in a `Dataset`, as stored before.
+    x: [n, ...]; float32 in a `Dataset`, as stored before. Of a text set [n]
+      strings, or their ids [n, length] int32 (`encode_text`).
     labels: [n] int32, clean.
     id: [n] int32, the row in the data set as published.
   """
@@ -98,6 +132,21 @@ def examples(
   return Examples(x, labels, id)
 
 
+def text_examples(
+  texts: list[str], labels: list[int] | np.ndarray, argument: str
+) -> Examples:
+  """Checks that texts and labels belong together, as `examples` does."""
+  text.check_texts(texts, argument)
+  x, y = np.array(texts, object), np.asarray(labels)
+  check(
+    y.shape == x.shape,
+    f'{argument}: {len(x)} texts, but labels of shape {y.shape}',
+  )
+  check_labels(y, None, f'{argument}: labels')
+  check(y.min() >= 0, f'{argument}: labels hold {y.min()}')
+  return Examples(x, y, np.arange(len(y)))
+
+
 def read_folder(
   name: str, data_dir: str | pathlib.Path
 ) -> tuple[Examples, Examples | None]:
@@ -121,7 +170,11 @@ def read_folder(
   for place in (folder / name, folder):
     if place.name == name and _idx_file(place, IDX['train'][0]).exists():
       return read_idx_set({file: _idx_file(place, file) for file in IDX_FILES})
+  if name in TEXT_FILES and (folder / name).is_dir():
+    return read_text_set(name, folder / name)
   archive = f' or {CIFAR[name][0]}' if name in CIFAR else ''
+  if name in TEXT_FILES:
+    archive = f' or {name}/{next(iter(TEXT_FILES[name][0]))}'
   raise FileNotFoundError(
     f'no data set {name!r} in data_dir {folder}: looked for {name}.npz, '
     f'{name}/{IDX["train"][0]}(.gz){archive}'
@@ -244,9 +297,19 @@ def _read_npz_set(path: pathlib.Path) -> tuple[Examples, Examples | None]:
     return examples(arrays['x'], arrays['y'], str(path)), None
   if {'jpg', 'offsets', 'label_train', 'label_test'} <= set(arrays):
     return _read_jpegs(path, arrays)
+  if {'text', 'offsets', 'y'} <= set(arrays):
+    return _read_text(path, arrays)
+  if {f'{a}_{b}' for a in TEXT_ARRAYS for b in ('train', 'test')} <= set(
+    arrays
+  ):
+    return (
+      _read_text_part(path, arrays, '_train'),
+      _read_text_part(path, arrays, '_test'),
+    )
   raise ValueError(
     f'{path} holds {sorted(arrays)}; it must hold x_train, y_train, x_test and '
-    'y_test, or x and y, or jpg, offsets, label_train and label_test'
+    'y_test, or x and y, or jpg, offsets, label_train and label_test, or text, '
+    'offsets and y'
   )
 
 
@@ -275,6 +338,68 @@ def _read_jpegs(
     examples(x[:n], labels[:n], f'{path}, train'),
     examples(x[n:], labels[n:], f'{path}, test'),
   )
+
+
+def read_text_set(
+  name: str, folder: str | pathlib.Path
+) -> tuple[Examples, Examples | None]:
+  """Texts and labels of the files that a text set is published as.
+
+  youtube_spam: five CSV files, one for each video; the comments on the last are
+  the test set, as in Snorkel's tutorial and in WRENCH. trec6: the files that
+  give its training and test set; classes are those of `text.TREC_CLASSES`.
+  rt_polarity: two files, one for each class (0 is negative); no test set.
+
+  Raises:
+    FileNotFoundError, ValueError: naming the file, and the line if one is
+      malformed.
+  """
+  parsers, tests = TEXT_FILES[name]
+  parsed = []
+  for file, parse in parsers.items():
+    path = pathlib.Path(folder) / file
+    with _reading(path):
+      parsed.append(parse(path.read_bytes()))
+      check(len(parsed[-1][0]) > 0, 'it holds no texts')
+  train, test = parsed[: len(parsed) - tests], parsed[len(parsed) - tests :]
+  if not test:
+    return _joined(train, str(folder)), None
+  return _joined(train, str(folder)), _joined(test, str(folder))
+
+
+def _joined(parsed: list[text.Parsed], argument: str) -> Examples:
+  texts = [one for part, _ in parsed for one in part]
+  labels = [one for _, part in parsed for one in part]
+  return text_examples(texts, labels, argument)
+
+
+def _read_text(
+  path: pathlib.Path, arrays: dict[str, np.ndarray]
+) -> tuple[Examples, Examples | None]:
+  """All texts; where there is a `video`, those on the last are the test."""
+  whole = _read_text_part(path, arrays, '')
+  video = arrays.get('video')
+  if video is None:
+    return whole, None
+  check(
+    video.shape == whole.labels.shape,
+    f'{path}: {len(whole.labels)} texts, but video has shape {video.shape}',
+  )
+  last = video == video.max()
+  check(not last.all(), f'{path}: all texts are of one video')
+  train, test = (
+    text_examples(list(whole.x[rows]), whole.labels[rows], str(path))
+    for rows in (~last, last)
+  )
+  return train, test
+
+
+def _read_text_part(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], part: str
+) -> Examples:
+  with _reading(path):
+    parsed = text.parse_npz(*(arrays[f'{name}{part}'] for name in TEXT_ARRAYS))
+  return text_examples(*parsed, f'{path}{part.replace("_", ", ")}')
 
 
 # --- labels by people --------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Image data sets of TFDS by name, read without TensorFlow.
+"""Image and text data sets of TFDS by name, read without TensorFlow.
 
 TFDS keeps them in `~/tensorflow_datasets` or in the folder that the environment
 variable TFDS_DATA_DIR names. Its own builders of MNIST, Fashion-MNIST, CIFAR
 and their kin need TensorFlow to prepare; `prepare` stores the same files as
-plain tensors, under the name `jnl_NAME`, with the published row in `id`.
+plain tensors, under the name `jnl_NAME`, with the published row in `id`. Text
+sets (imdb_reviews, trec) need TensorFlow once, to prepare, and not to be read.
 """
 
 import pathlib
@@ -14,6 +15,9 @@ import numpy as np
 from jnl.base import check, check_name
 from jnl.data import files
 from jnl.data.files import Examples
+
+# What the input and the label are called, the first pair that a set has.
+_COLUMNS = (('image', 'label'), ('text', 'label'), ('text', 'label-coarse'))
 
 
 def read(
@@ -31,7 +35,7 @@ def read(
 
   Raises:
     ValueError: for an unknown name, with the close matches, or if the data set
-      has no image and label.
+      has no image or text with a label.
     RuntimeError: if it cannot be prepared here, saying why and what to do.
   """
   builder = _prepared(name, root)
@@ -39,8 +43,7 @@ def read(
     prepare(name, root=root)
     builder = _prepared(name, root)
   check(builder is not None, f'{name} was prepared, but TFDS does not find it')
-  missing = {'image', 'label'} - set(builder.info.features)
-  check(not missing, f'{name} of TFDS has no {" and no ".join(missing)}')
+  _columns(builder)
   test = _read_split(builder, 'test') if 'test' in builder.info.splits else None
   return _read_split(builder, 'train'), test
 
@@ -112,12 +115,29 @@ def _prepared(name: str, root: str | pathlib.Path | None) -> Any:
   return None
 
 
+def _columns(builder: Any) -> tuple[str, str]:
+  """The names of the input and the label."""
+  features = set(builder.info.features)
+  found = [pair for pair in _COLUMNS if set(pair) <= features]
+  check(
+    found != [],
+    f'{builder.info.name} of TFDS has no image or text with a label, only '
+    f'{", ".join(sorted(features))}',
+  )
+  return found[0]
+
+
 def _read_split(builder: Any, split: str) -> Examples:
   source = builder.as_data_source(split=split)
   # All at once is five times as fast as one by one.
   rows = source.__getitems__(range(len(source)))
-  x, labels = (np.stack([row[k] for row in rows]) for k in ('image', 'label'))
+  of, label = _columns(builder)
+  labels = np.stack([row[label] for row in rows])
   argument = f'{builder.info.name}, {split}'
+  if of == 'text':
+    texts = [row[of].decode() for row in rows]
+    return files.text_examples(texts, labels, argument)
+  x = np.stack([row[of] for row in rows])
   if 'id' not in builder.info.features:
     return files.examples(x, labels, argument)
   ids = np.array([_row_number(row['id']) for row in rows])

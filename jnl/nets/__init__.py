@@ -6,14 +6,17 @@ from jnl.nets.layers import Dropout, batch_norm, max_pool
 from jnl.nets.mlp import MLP
 from jnl.nets.names import build
 from jnl.nets.resnet import PreActResNet, ResNet, WideResNet
+from jnl.nets.text import NgramClassifier, TextTransformer
 
 __all__ = [
   'CNN8',
   'MLP',
   'Dropout',
+  'NgramClassifier',
   'PreActResNet',
   'ResNet',
   'StridedCNN',
+  'TextTransformer',
   'WideResNet',
   'batch_norm',
   'build',

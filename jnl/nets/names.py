@@ -7,6 +7,7 @@ from jnl.base import check_name
 from jnl.nets.cnn import CNN8, StridedCNN
 from jnl.nets.mlp import MLP
 from jnl.nets.resnet import PreActResNet, ResNet, WideResNet
+from jnl.nets.text import NgramClassifier, TextTransformer
 
 
 def build(
@@ -16,7 +17,7 @@ def build(
 
   Args:
     name: mlp, strided_cnn, cnn8, preact_resnet18, preact_resnet34, resnet34,
-      wide_resnet28_2 or wide_resnet28_10.
+      wide_resnet28_2 or wide_resnet28_10; for texts ngram or text_transformer.
     classes: number of classes.
     dtype: of the computation (parameters are float32), for example bfloat16.
 
@@ -38,6 +39,8 @@ def build(
     'resnet34': ResNet(classes, (3, 4, 6, 3), dtype=dtype),
     'wide_resnet28_2': WideResNet(classes, 28, 2, dtype=dtype),
     'wide_resnet28_10': WideResNet(classes, 28, 10, dtype=dtype),
+    'ngram': NgramClassifier(classes, dtype=dtype),
+    'text_transformer': TextTransformer(classes, dtype=dtype),
   }
   check_name('net', name, nets)
   return nets[name]
