@@ -29,11 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jnl import automata, losses, nets
+from jnl import automata, losses, nets, noise
 from jnl.automata import Inference
 from jnl.base import Array, Batch, Method, State, check, check_name, global_mean
 from jnl.data import Dataset, Examples, load
-from jnl.methods.weak_em import bag_logits, supervised_bags, weak_em
+from jnl.methods.bags import bag_logits, supervised_bags
+from jnl.methods.dllp import dllp
+from jnl.methods.weak_em import weak_em
 from jnl.train.cli import option, parse
 from jnl.train.compare import compare
 from jnl.train.evaluate import Predict, Score
@@ -177,9 +179,8 @@ def bags(config: Config, part: Examples, key: Array) -> Arrays:
   order = np.asarray(jax.random.permutation(key, len(labels)))
   if m == 2:
     order = order[: len(order) // 2 * 2]
-  k = -(-len(order) // m)
-  mask = np.arange(k * m).reshape(k, m) < len(order)
-  index = np.resize(order, (k, m))
+  index, mask = noise.cut_bags(order, m)
+  index = np.where(mask, index, 0)
   if config.evidence == 'comparison':  # the first is as positive as the second
     index = np.take_along_axis(index, np.argsort(-labels[index], axis=1), 1)
   labels = np.where(mask, labels[index], 0)
@@ -234,11 +235,6 @@ def build(name: str, config: Config, dataset: Dataset, infer: Infer) -> Method:
   def mean_over_bag(values: Array, batch: Batch) -> Array:
     return jnp.mean(values, axis=1, where=batch['mask'])
 
-  def mean_matching(logits: Array, batch: Batch) -> Array:
-    share = batch['counts'] / jnp.sum(batch['mask'], axis=1)
-    proportions = jnp.stack([1 - share, share], axis=-1)
-    return losses.dllp(logits, proportions, batch['mask'])
-
   def bag_share(logits: Array, batch: Batch) -> Array:
     uninformed = infer(jnp.zeros_like(logits), batch).posterior
     return mean_over_bag(losses.ce(logits, uninformed), batch)
@@ -248,8 +244,9 @@ def build(name: str, config: Config, dataset: Dataset, infer: Infer) -> Method:
 
   if name == 'em':
     return weak_em(model, tx, infer)
+  if name == 'mean_matching':
+    return dllp(model, tx)
   of_bags = {
-    'mean_matching': mean_matching,
     'bag_share': bag_share,
     'supervised': supervised,
   }

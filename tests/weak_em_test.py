@@ -8,7 +8,8 @@ import pytest
 
 from jnl import automata, losses
 from jnl.data import load
-from jnl.methods.weak_em import bag_logits, supervised_bags, weak_em
+from jnl.methods.bags import bag_logits, supervised_bags
+from jnl.methods.weak_em import weak_em
 from jnl.nets import MLP, from_linen
 from jnl.train.fit import fit_many
 

@@ -2,7 +2,8 @@
 
 A data set NAME in a folder DIR is one of
 
-  DIR/NAME.npz       arrays x_train, y_train, x_test, y_test; or x, y; or JPEG
+  DIR/NAME.npz       arrays x_train, y_train, x_test, y_test; or x, y; or num
+                     and cat instead of x, a table (`jnl.data.tables`); or JPEG
                      files in one array: jpg, offsets, label_train, label_test;
                      or texts in one array of UTF-8: text, offsets, y (and
                      video), or each with _train and with _test
@@ -31,7 +32,7 @@ import zlib
 import numpy as np
 
 from jnl.base import check, check_name
-from jnl.data import text
+from jnl.data import tables, text
 from jnl.data.batches import check_arrays, check_labels
 
 IDX = {
@@ -295,6 +296,12 @@ def _read_npz_set(path: pathlib.Path) -> tuple[Examples, Examples | None]:
     )
   if {'x', 'y'} <= set(arrays):
     return examples(arrays['x'], arrays['y'], str(path)), None
+  if set(tables.ARRAYS) <= set(arrays):
+    train, test = tables.rows_of_table(arrays, str(path))
+    return (
+      examples(train, arrays['y_train'], f'{path}, train'),
+      examples(test, arrays['y_test'], f'{path}, test'),
+    )
   if {'jpg', 'offsets', 'label_train', 'label_test'} <= set(arrays):
     return _read_jpegs(path, arrays)
   if {'text', 'offsets', 'y'} <= set(arrays):
@@ -308,8 +315,8 @@ def _read_npz_set(path: pathlib.Path) -> tuple[Examples, Examples | None]:
     )
   raise ValueError(
     f'{path} holds {sorted(arrays)}; it must hold x_train, y_train, x_test and '
-    'y_test, or x and y, or jpg, offsets, label_train and label_test, or text, '
-    'offsets and y'
+    'y_test, or x and y, or num and cat for each x, or jpg, offsets, '
+    'label_train and label_test, or text, offsets and y'
   )
 
 

@@ -1,7 +1,4 @@
-"""Learning from weak evidence about bags of instances, by exact EM.
-
-Also `supervised_bags`, which trains on any loss of bags.
-"""
+"""Learning from weak evidence about bags of instances, by exact EM."""
 
 from collections.abc import Callable
 
@@ -15,20 +12,17 @@ from jnl.base import (
   Array,
   Aux,
   Batch,
-  Inputs,
   Key,
   Method,
   Model,
-  Outputs,
   Params,
   Scalar,
   State,
-  Stats,
   check,
   from_loss,
   global_mean,
-  model_keys,
 )
+from jnl.methods.bags import apply_to_bags, mask_of
 
 
 def weak_em(
@@ -82,10 +76,13 @@ def weak_em(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
     names = ['x', 'x_strong'] if 'x_strong' in batch else ['x']
-    views = [batch[name] for name in names]
-    logits, stats = _apply(model, params, state.stats, views, batch, key)
+    views = jnp.stack([batch[name] for name in names])
+    outputs, stats = apply_to_bags(
+      model, params, state.stats, views, batch, key
+    )
+    logits = outputs.logits
     found = infer(logits[0], batch)
-    weight, mask = batch['weight'], _mask(batch)
+    weight, mask = batch['weight'], mask_of(batch)
     usable = weight * found.feasible
     nll = global_mean(-found.log_likelihood, usable)
     targets = jax.lax.stop_gradient(found.posterior)
@@ -95,64 +92,3 @@ def weak_em(
     return likelihood_weight * nll + em_weight * em, Aux(stats, (), metrics)
 
   return from_loss(loss_fn, model, tx)
-
-
-def supervised_bags(
-  per_bag_loss: Callable[[Array, Batch], Array],
-  model: Model,
-  tx: optax.GradientTransformation,
-) -> Method:
-  """Trains on any loss of whole bags.
-
-  Args:
-    per_bag_loss: `(logits [b, m, c], batch) -> [b]`.
-    model: of instances.
-    tx: the optimizer.
-
-  Returns:
-    A method over batches of `x` [b, m, ...], `index` and `weight` [b], and what
-    the loss reads; `predict` is of instances.
-  """
-
-  def loss_fn(
-    params: Params, state: State, batch: Batch, key: Key
-  ) -> tuple[Array, Aux]:
-    logits, stats = _apply(model, params, state.stats, [batch['x']], batch, key)
-    losses = per_bag_loss(logits[0], batch)
-    return global_mean(losses, batch['weight']), Aux(stats)
-
-  return from_loss(loss_fn, model, tx)
-
-
-def bag_logits(
-  predict: Callable[[State, Inputs], Outputs], state: State, x: Array
-) -> Array:
-  """Logits [b, m, c] of instances x [b, m, ...]."""
-  flat = predict(state, x.reshape(-1, *x.shape[2:])).logits
-  return flat.reshape(*x.shape[:2], -1)
-
-
-def _mask(batch: Batch) -> Array:
-  shape = batch['x'].shape[:2]
-  return jnp.asarray(batch.get('mask', jnp.ones(shape, bool)))
-
-
-def _apply(
-  model: Model,
-  params: Params,
-  stats: Stats,
-  views: list[Inputs],
-  batch: Batch,
-  key: Key,
-) -> tuple[Array, Stats]:
-  """Logits [views, b, m, c] of all instances in one pass."""
-  b, m = views[0].shape[:2]
-  # [b, views, m]: what is of one bag, and so of one device, stays together.
-  x = jnp.stack(views, axis=1)
-  keys = jax.vmap(lambda key: jax.random.split(key, len(views) * m))(
-    model_keys(key, batch)
-  )
-  x = x.reshape(-1, *x.shape[3:])
-  outputs, stats = model.apply(params, stats, x, keys.reshape(-1), True)
-  logits = outputs.logits.reshape(b, len(views), m, -1)
-  return jnp.moveaxis(logits, 1, 0), stats

@@ -27,9 +27,18 @@ labels, c classes and a rate r, the noise of
     CORES         part_dependent(key, x, y, c, r, shared=True)
     PMD (PLC)     pmd(key, y, eta, kind=1, factor=1.43)
   partial labels  candidate_sets(key, y, c, q), noisy_candidate_sets
-  bags            bags(key, n, num_bags, mean=10, std=1)
+  bags            bags(key, n, num_bags, mean=10, std=1), cut_bags(order, m)
 """
 
+from jnl.noise.bag_sets import (
+  Bags,
+  bags,
+  bags_of_ids,
+  check_whole_bags,
+  counts_of_proportions,
+  cut_bags,
+  rows_of_bags,
+)
 from jnl.noise.draws import (
   NoisyLabels,
   cifar10_asymmetric_in_place,
@@ -62,9 +71,7 @@ from jnl.noise.matrices import (
   symmetric_inclusive,
 )
 from jnl.noise.sets import (
-  Bags,
   Candidates,
-  bags,
   candidate_sets,
   noisy_candidate_sets,
 )
@@ -76,9 +83,11 @@ __all__ = [
   'NoisyLabels',
   'SavedDraw',
   'bags',
+  'bags_of_ids',
   'binary_pmd',
   'binary_pmd_rates',
   'candidate_sets',
+  'check_whole_bags',
   'cifar10_asymmetric',
   'cifar10_asymmetric_in_place',
   'cifar100_index_blocks',
@@ -87,6 +96,8 @@ __all__ = [
   'class_map',
   'corrupt',
   'corrupt_each',
+  'counts_of_proportions',
+  'cut_bags',
   'empirical_transition',
   'fixed_count',
   'load_draw',
@@ -98,6 +109,7 @@ __all__ = [
   'part_dependent_probs',
   'pmd',
   'pmd_probs',
+  'rows_of_bags',
   'save_draw',
   'symmetric',
   'symmetric_inclusive',

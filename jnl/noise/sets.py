@@ -1,12 +1,11 @@
-"""Weaker than a label: candidate sets and bags."""
+"""Weaker than a label: sets of candidates."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jnl.base import PAD, Array, Key, Scalar, check
+from jnl.base import Array, Key, Scalar
 from jnl.noise._inputs import check_classes, check_rate, read_vector
 
 
@@ -99,53 +98,3 @@ def noisy_candidate_sets(
   eye = jnp.eye(c)
   probs = probs + moved * ((1 - eye) / (c - 1) - eye)
   return Candidates(noisy, dropped, probs)
-
-
-class Bags(NamedTuple):
-  """Bags of examples, padded to the longest.
-
-  Attributes:
-    index: [k, m] int32, examples in [0, n); `PAD` where there is none.
-    mask: [k, m] bool, where there is one.
-  """
-
-  index: Array  # type: ignore[assignment]  # hides tuple.index; as in batches
-  mask: Array
-
-
-def bags(key: Key, n: int, num_bags: int, *, mean: float, std: float) -> Bags:
-  """Draws bags of examples, with replacement.
-
-  Args:
-    key: PRNG key.
-    n: number of examples, >= 1.
-    num_bags: k >= 1.
-    mean: of the length of a bag before rounding; 10 in GLWS.
-    std: >= 0, of the length; 1 in GLWS.
-
-  Returns:
-    `Bags` with m the longest length, max(2, int(N(mean, std^2))). On the host:
-    m depends on the draw, so the key cannot be traced.
-
-  Raises:
-    ValueError: if an argument is out of range.
-
-  GLWS goes on to reject bags until each combination of target classes has its
-  share; that depends on the task and is not done here.
-
-  Reference: Chen et al., "A General Framework for Learning from Weak
-  Supervision", ICML 2024, arXiv 2402.01922: its code.
-  """
-  check(n >= 1, f'n must be at least 1, got {n}')
-  check(num_bags >= 1, f'num_bags must be at least 1, got {num_bags}')
-  check(np.isfinite(mean), f'mean must be finite, got {mean}')
-  check(
-    np.isfinite(std) and std >= 0, f'std must be finite and >= 0, got {std}'
-  )
-  key_lengths, key_index = jax.random.split(key)
-  normal = np.asarray(jax.random.normal(key_lengths, (num_bags,)))
-  lengths = np.maximum(2, np.trunc(mean + std * normal).astype(int))
-  m = int(lengths.max())
-  mask = jnp.asarray(np.arange(m) < lengths[:, None])
-  index = jax.random.randint(key_index, (num_bags, m), 0, n, jnp.int32)
-  return Bags(jnp.where(mask, index, PAD), mask)

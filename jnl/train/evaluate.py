@@ -32,6 +32,32 @@ def accuracy(predict: Predict, state: State, batch: Batch) -> Array:
   )
 
 
+def roc_auc(scores: Array, labels: Array) -> Array:
+  """The area under the ROC curve: how often a positive scores above a negative.
+
+  Ties count half.
+
+  Args:
+    scores: [n], of being positive.
+    labels: [n] int, 1 for positives and 0.
+
+  Returns:
+    [] float32 in [0, 1]; one half where a class is absent.
+
+  >>> float(roc_auc(jnp.array([.1, .4, .4, .8]), jnp.array([0, 0, 1, 1])))
+  0.875
+  """
+  order = jnp.argsort(scores)
+  ranked, positive = scores[order], (labels[order] == 1).astype(jnp.float32)
+  # Counted up to 2^24 without rounding.
+  negatives = jnp.concatenate([jnp.zeros(1), jnp.cumsum(1 - positive)])
+  below = negatives[jnp.searchsorted(ranked, ranked, method='sort')]
+  upto = negatives[jnp.searchsorted(ranked, ranked, 'right', method='sort')]
+  pairs = jnp.sum(positive) * negatives[-1]
+  wins = jnp.sum(positive * (below + upto) / 2)
+  return jnp.where(pairs > 0, wins / jnp.where(pairs > 0, pairs, 1), 0.5)
+
+
 def padded_batches(
   arrays: Mapping[str, np.ndarray], batch_size: int = 1024
 ) -> list[Mapping[str, np.ndarray]]:

@@ -164,8 +164,19 @@ def plot_curves(
   *,
   title: str,
   ylabel: str,
+  x: Sequence[float] | None = None,
+  xlabel: str = 'epoch',
 ) -> None:
-  """Plots each curve [runs, epochs] as its mean and the range of its runs."""
+  """Plots each curve [runs, points] as its mean and the range of its runs.
+
+  Args:
+    path: of the PNG.
+    curves: by name.
+    title: above.
+    ylabel: of what the curves show.
+    x: [points], on a logarithmic axis; by default epochs, 1, 2, ...
+    xlabel: of these.
+  """
   import matplotlib  # slow to import
 
   matplotlib.use('Agg')
@@ -176,13 +187,18 @@ def plot_curves(
   if many:
     axes.set_prop_cycle(color=matplotlib.colormaps['tab20'](range(20)))
   for name, values in curves.items():
-    epochs = np.arange(1, values.shape[1] + 1)
-    (line,) = axes.plot(epochs, values.mean(0), label=name)
+    places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+    marker = '' if x is None else 'o'
+    (line,) = axes.plot(places, values.mean(0), label=name, marker=marker)
     axes.fill_between(
-      epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.15
+      places, values.min(0), values.max(0), color=line.get_color(), alpha=0.15
     )
-  axes.set(title=title, xlabel='epoch', ylabel=ylabel)
-  axes.margins(x=0)
+  axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+  if x is None:
+    axes.margins(x=0)
+  else:
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(x, [f'{place:g}' for place in x])
   axes.grid(alpha=0.3)
   axes.legend(
     loc='center left',

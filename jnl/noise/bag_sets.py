@@ -1,0 +1,211 @@
+"""Bags of examples, drawn or cut, and what is told of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jnl.base import PAD, Array, Key, check
+
+
+class Bags(NamedTuple):
+  """Bags of examples, padded to the longest.
+
+  Attributes:
+    index: [k, m] int32, examples in [0, n); `PAD` where there is none.
+    mask: [k, m] bool, where there is one.
+  """
+
+  index: Array | np.ndarray  # type: ignore[assignment]  # hides tuple.index
+  mask: Array | np.ndarray
+
+
+def bags(key: Key, n: int, num_bags: int, *, mean: float, std: float) -> Bags:
+  """Draws bags of examples, with replacement.
+
+  Args:
+    key: PRNG key.
+    n: number of examples, >= 1.
+    num_bags: k >= 1.
+    mean: of the length of a bag before rounding; 10 in GLWS.
+    std: >= 0, of the length; 1 in GLWS.
+
+  Returns:
+    `Bags` with m the longest length, max(2, int(N(mean, std^2))). On the host:
+    m depends on the draw, so the key cannot be traced.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  GLWS goes on to reject bags until each combination of target classes has its
+  share; that depends on the task and is not done here.
+
+  Reference: Chen et al., "A General Framework for Learning from Weak
+  Supervision", ICML 2024, arXiv 2402.01922: its code.
+  """
+  check(n >= 1, f'n must be at least 1, got {n}')
+  check(num_bags >= 1, f'num_bags must be at least 1, got {num_bags}')
+  check(np.isfinite(mean), f'mean must be finite, got {mean}')
+  check(
+    np.isfinite(std) and std >= 0, f'std must be finite and >= 0, got {std}'
+  )
+  key_lengths, key_index = jax.random.split(key)
+  normal = np.asarray(jax.random.normal(key_lengths, (num_bags,)))
+  lengths = np.maximum(2, np.trunc(mean + std * normal).astype(int))
+  m = int(lengths.max())
+  mask = jnp.asarray(np.arange(m) < lengths[:, None])
+  index = jax.random.randint(key_index, (num_bags, m), 0, n, jnp.int32)
+  return Bags(jnp.where(mask, index, PAD), mask)
+
+
+def cut_bags(order: Any, bag_size: int) -> Bags:
+  """Cuts a row of examples into bags, one after the other.
+
+  Bags form at random from a permutation, by order from `range(n)`, and by a
+  feature from the order in which it ascends.
+
+  Args:
+    order: [n] int, examples; n >= 1.
+    bag_size: m >= 1.
+
+  Returns:
+    `Bags` of numpy arrays with k = ceil(n / m); the last one is short if m does
+    not divide n. No example is left out.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed.
+
+  >>> cut_bags([3, 1, 0, 2, 4], 2).mask.tolist()
+  [[True, True], [True, True], [True, False]]
+  """
+  order = _read_ids('order', order)
+  check(bag_size >= 1, f'bag_size must be at least 1, got {bag_size}')
+  k = -(-len(order) // bag_size)
+  index = np.full((k, bag_size), PAD, np.int32)
+  index.flat[: len(order)] = order
+  return Bags(index, index != PAD)
+
+
+def bags_of_ids(ids: Any) -> Bags:
+  """The bags of a column that says, for each example, which one it is in.
+
+  Args:
+    ids: [n] int, any numbers.
+
+  Returns:
+    `Bags` of numpy arrays, by ascending id, padded to the longest.
+
+  Raises:
+    TypeError, ValueError: if `ids` is malformed.
+
+  >>> bags_of_ids([7, 2, 7, 7]).index[:, :2].tolist()
+  [[1, 2147483647], [0, 2]]
+  """
+  ids = _read_ids('ids', ids)
+  _, bag, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+  order = np.argsort(bag, kind='stable')
+  mask = np.arange(sizes.max()) < sizes[:, None]
+  index = np.full(mask.shape, PAD, np.int32)
+  index[mask] = order
+  return Bags(index, mask)
+
+
+def check_whole_bags(ids: Any, held_out_ids: Any) -> None:
+  """Raises if a bag has examples both in training and held out.
+
+  Its count would tell of examples that a test must not know.
+
+  Args:
+    ids: [n] int, the bag of each training example.
+    held_out_ids: [h] int, of each one that is held out.
+
+  Raises:
+    TypeError, ValueError: naming a bag that is split, or an argument.
+  """
+  ids = _read_ids('ids', ids)
+  held_out_ids = _read_ids('held_out_ids', held_out_ids)
+  split = np.intersect1d(ids, held_out_ids)
+  check(
+    len(split) == 0,
+    f'held_out_ids: {len(split)} bags are split over training and held-out '
+    f'examples, the first is {split[:1]}',
+  )
+
+
+def rows_of_bags(values: Any, bags: Bags) -> np.ndarray:
+  """What belongs to the examples of each bag.
+
+  Args:
+    values: [n, ...], of each example.
+    bags: of these examples.
+
+  Returns:
+    [k, m, ...], zeros in padding.
+  """
+  values, mask = np.asarray(values), np.asarray(bags.mask)
+  rows = values[np.where(mask, bags.index, 0)]
+  rows[~mask] = 0
+  return rows
+
+
+def counts_of_proportions(proportions: Any, mask: Any) -> np.ndarray:
+  """How many instances of a bag are positive, given which share of them is.
+
+  Args:
+    proportions: [k] floating-point in [0, 1].
+    mask: [k, m] bool, where there is an instance.
+
+  Returns:
+    [k] int32.
+
+  Raises:
+    TypeError, ValueError: if an array is malformed, or a share is that of no
+      whole number, to 1% of an instance.
+
+  >>> counts_of_proportions([.25, .667], [[True] * 4, [True] * 3 + [False]])
+  array([1, 2], dtype=int32)
+  """
+  proportions, mask = np.asarray(proportions), np.asarray(mask)
+  check(
+    np.issubdtype(proportions.dtype, np.floating),
+    f'proportions must be floating-point, got {proportions.dtype}',
+    TypeError,
+  )
+  check(
+    mask.dtype == bool and mask.ndim == 2,
+    f'mask must be [k, m] bool, got {mask.dtype} of shape {mask.shape}',
+    TypeError,
+  )
+  check(
+    proportions.shape == mask.shape[:1],
+    f'proportions must be [k] with k = {len(mask)}, got {proportions.shape}',
+  )
+  check(
+    np.all((proportions >= 0) & (proportions <= 1)),  # false for NaN
+    'proportions must lie in [0, 1]',
+  )
+  expected = proportions * mask.sum(1)
+  counts = np.round(expected)
+  off = np.abs(expected - counts) > 0.01
+  worst = off.argmax()
+  check(
+    not off.any(),
+    f'proportions: {proportions[worst]} of the {mask[worst].sum()} instances '
+    f'of bag {worst} is no whole number',
+  )
+  return counts.astype(np.int32)
+
+
+def _read_ids(name: str, ids: Any) -> np.ndarray:
+  ids = np.asarray(ids)
+  check(
+    np.issubdtype(ids.dtype, np.integer),
+    f'{name} must be integers, got {ids.dtype}',
+    TypeError,
+  )
+  check(
+    ids.ndim == 1 and len(ids) >= 1,
+    f'{name} must be [n] with n >= 1, got shape {ids.shape}',
+  )
+  return ids
