@@ -61,8 +61,9 @@ from jnl.methods.bags import (
 )
 from jnl.methods.dllp import dllp
 from jnl.methods.easy_llp import easy_llp
-from jnl.methods.llp_bp import pseudo_labels, refine
+from jnl.methods.llp_bp import pseudo_labels, refine, similarity_graph
 from jnl.methods.weak_em import weak_em
+from jnl.neighbors import Graph
 from jnl.train import report
 from jnl.train.cli import option, parse
 from jnl.train.compare import chosen_epoch
@@ -93,7 +94,7 @@ class Config:
   positive: tuple[str, ...] = option(
     (), 'labels of the positive class; by default 1 of 2, and the odd of more'
   )
-  methods: tuple[str, ...] = option(METHODS, 'what to run')
+  methods: tuple[str, ...] = option((), 'some of these; by default all')
   bag_sizes: tuple[str, ...] = option(('8', '32'), 'instances in a bag')
   bags: str = option('random', 'random, order (of the file), or a feature, 0-')
   net: str = option('mlp', 'network: mlp (of these layers) or nets/names.py')
@@ -105,7 +106,7 @@ class Config:
   weight_decay: float = option(0.0, 'of AdamW')
   neighbors: int = option(5, 'of an instance, in the graph')
   metric: str = option('euclidean', 'that finds them: euclidean or cosine')
-  scale: float = option(0.0, 'of the kernel; 0 for that of pseudo_labels')
+  scale: float = option(0.0, 'of the kernel; 0 for twice the median distance')
   pair_strength: float = option(1.0, 'lambda_s of the law of LLP-BP')
   bag_strength: float = option(1.0, 'lambda_b of the law of LLP-BP')
   rounds: int = option(2, 'of LLP-BP')
@@ -113,7 +114,7 @@ class Config:
   decision: str = option('threshold', 'on pseudo-labels: threshold or counts')
   logits: bool = option(False, 'later rounds start from the network as well')
   out: str = option('results/label_proportions', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 1 epoch, few data')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 1 epoch, one bag size')
 
 
 class Result(NamedTuple):
@@ -156,9 +157,17 @@ class Task(NamedTuple):
 
 def main(config: Config) -> None:
   """Data -> bags -> methods -> fits and report, for each bag size."""
-  if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=1, batch_size=256)
   check_options(config)
+  methods = config.methods or METHODS
+  if config.smoke:
+    methods = config.methods or ('llp_bp', 'easy_llp', 'em', 'supervised')
+    config = dataclasses.replace(
+      config,
+      seeds=2,
+      epochs=1,
+      batch_size=256,
+      bag_sizes=config.bag_sizes[:1],
+    )
   dataset = binary(config, read(config))
   print(f'{len(dataset.train.labels)} instances, {share(dataset):.1%} positive')
   rows: list[dict] = []
@@ -166,7 +175,7 @@ def main(config: Config) -> None:
   for size in map(int, config.bag_sizes):
     task = make_task(config, dataset, size)
     results: dict[str, Result] = {}
-    for name in config.methods:
+    for name in methods:
       results |= run(name, config, task)
     k, m = task.members.shape[1:]
     print(f'\n{config.dataset}, {k} bags of up to {m}, seeds: {config.seeds}\n')
@@ -416,7 +425,7 @@ def run(name: str, config: Config, task: Task) -> dict[str, Result]:
 def llp_bp(config: Config, task: Task) -> dict[str, Result]:
   """Rounds of graph, beliefs, labels, embedding; a classifier for each."""
   results, x = {}, task.instances['x']
-  covariates = [x.reshape(len(x), -1)] * config.seeds
+  graphs = [graph_of(config, x.reshape(len(x), -1))] * config.seeds
   log_odds = [None] * config.seeds
   model = network(config, x.shape[1:])
   width = feature_width(model, x)
@@ -426,13 +435,10 @@ def llp_bp(config: Config, task: Task) -> dict[str, Result]:
     start, name = time.perf_counter(), f'llp_bp_{r}'
     found = [
       pseudo_labels(
-        jnp.asarray(covariates[run]),
+        graphs[run],
         task.members[run],
         task.train['mask'][run],
         task.train['counts'][run],
-        k=config.neighbors,
-        metric=config.metric,  # type: ignore[arg-type]  # a known name
-        scale=config.scale or None,
         pair_strength=config.pair_strength,
         bag_strength=config.bag_strength,
         log_odds=log_odds[run],
@@ -452,10 +458,20 @@ def llp_bp(config: Config, task: Task) -> dict[str, Result]:
       own = {'instance_labels': in_bags(labels, task)}
       refined = fit_bags(f'refine {r}', method, own, config, task)
       outputs = outputs_of(method, refined.state, x)
-      covariates = [features for features, _ in outputs]
+      graphs = [graph_of(config, features) for features, _ in outputs]
       if config.logits:
         log_odds = [np.clip(z[:, 1] - z[:, 0], -10, 10) for _, z in outputs]
   return results
+
+
+def graph_of(config: Config, covariates: np.ndarray) -> Graph:
+  """Who is like whom, [n, d]."""
+  return similarity_graph(
+    jnp.asarray(covariates),
+    k=config.neighbors,
+    metric=config.metric,  # type: ignore[arg-type]  # a known name
+    scale=config.scale or None,
+  )
 
 
 def fit_bags(

@@ -10,7 +10,7 @@ from jnl import losses, noise
 from jnl.methods.bags import bag_logits
 from jnl.methods.dllp import dllp
 from jnl.methods.easy_llp import easy_llp
-from jnl.methods.llp_bp import pseudo_labels, refine
+from jnl.methods.llp_bp import pseudo_labels, refine, similarity_graph
 from jnl.nets import MLP, from_linen
 
 KEY = jax.random.key(0)
@@ -30,9 +30,12 @@ def clusters():
 
 def infer(clusters, **changes):
   x, _, bags, counts = clusters
-  arguments = {'metric': 'euclidean', **changes}
-  arguments = {'counts': counts, **bags._asdict(), **arguments}
-  return pseudo_labels(jnp.asarray(x), **arguments)
+  arguments = {'counts': counts, **bags._asdict(), **changes}
+  return pseudo_labels(graph(x), **arguments)
+
+
+def graph(x, metric='euclidean', **changes):
+  return similarity_graph(jnp.asarray(x), metric=metric, **changes)
 
 
 def test_counts_and_neighbors_tell_the_labels(clusters):
@@ -51,13 +54,22 @@ def test_counts_and_neighbors_tell_the_labels(clusters):
   np.testing.assert_allclose(of_bags[mask], expected[mask], atol=1e-4)
 
 
-def test_the_scale_of_the_inputs_does_not_matter_by_default(clusters):
-  x, _, bags, counts = clusters
-  found = infer(clusters)
-  large = pseudo_labels(jnp.asarray(64 * x), *bags, counts, metric='euclidean')
-  np.testing.assert_allclose(large.marginals, found.marginals, atol=1e-5)
-  fixed = infer(clusters, scale=1.0)
-  assert np.abs(fixed.marginals - found.marginals).max() > 1e-2
+def test_ties_are_kernels_of_distances(clusters):
+  x = clusters[0]
+  tied = graph(x, metric='cosine', scale=2.0)
+  one, slot = np.nonzero(np.asarray(tied.weights))
+  other = np.asarray(tied.neighbors)[one, slot]
+  expected = np.exp(-np.linalg.norm(x[one] - x[other], axis=1) / 2)
+  found = np.asarray(tied.weights)[one, slot]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert len(one) >= 5 * N
+
+
+def test_the_units_do_not_matter_by_default(clusters):
+  one, two = graph(clusters[0]), graph(64 * clusters[0])
+  np.testing.assert_allclose(two.weights, one.weights, rtol=1e-5)
+  fixed = graph(clusters[0], scale=1.0)
+  assert np.abs(fixed.weights - one.weights).max() > 0.1
 
 
 def test_proportions_are_counts(clusters):
@@ -84,7 +96,7 @@ def test_bags_of_one_are_labels(clusters):
   x, labels, _, _ = clusters
   bags = noise.cut_bags(np.arange(N), 1)
   with pytest.warns(UserWarning, match='every bag is pure'):
-    found = pseudo_labels(jnp.asarray(x), *bags, labels, decision='counts')
+    found = pseudo_labels(graph(x), *bags, labels, decision='counts')
   np.testing.assert_array_equal(found.labels, labels)
 
 
@@ -96,8 +108,6 @@ def test_bags_of_one_are_labels(clusters):
     ({'counts': np.r_[[3] * 24, 9]}, 'counts must lie between 0 and'),
     ({'counts': np.ones(3, int)}, 'counts must be'),
     ({'decision': 'top'}, 'decision'),
-    ({'scale': 0.0}, 'scale'),
-    ({'k': N}, 'k must lie'),
     ({'pair_strength': -1.0}, 'pair_strength'),
   ],
 )
@@ -106,17 +116,24 @@ def test_pseudo_labels_check_their_input(clusters, changes, message):
     infer(clusters, **changes)
 
 
-def test_features_that_are_not_finite_raise(clusters):
-  x, _, bags, counts = clusters
+def test_graphs_check_their_input(clusters):
+  x = clusters[0]
+  with pytest.raises(ValueError, match='scale'):
+    graph(x, scale=0.0)
+  with pytest.raises(ValueError, match='k must lie'):
+    graph(x, k=N)
+  x = x.copy()
+  x[3, 1] = np.nan
   with pytest.raises(ValueError, match='finite'):
-    pseudo_labels(jnp.asarray(x).at[3, 1].set(jnp.nan), *bags, counts)
+    graph(x)
 
 
-def test_constant_and_repeated_rows_are_no_trouble(clusters):
-  x = np.zeros_like(clusters[0])
-  for metric in ('cosine', 'euclidean'):
-    found = infer((x, *clusters[1:]), metric=metric)
-    assert np.all(np.isfinite(found.marginals))
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_constant_and_repeated_rows_are_no_trouble(clusters, metric):
+  _, _, bags, counts = clusters
+  tied = graph(np.zeros((N, 2), np.float32), metric=metric)
+  found = pseudo_labels(tied, *bags, counts)
+  assert np.all(np.isfinite(found.marginals))
 
 
 def batch_of(clusters, k=4):

@@ -4,7 +4,8 @@ The method goes in rounds, on the host, around whatever trains the networks:
 
   covariates = x                                            # of all instances
   for _ in range(2):
-    found = pseudo_labels(covariates, index, mask, counts)  # graph, beliefs
+    graph = similarity_graph(covariates)
+    found = pseudo_labels(graph, index, mask, counts)
     # train `refine` on bags with found.labels; then the features of x:
     covariates = predict(state, x).features
 
@@ -39,7 +40,7 @@ from jnl.base import (
   model_keys,
 )
 from jnl.methods.bags import apply_to_bags, mask_of, proportions_of
-from jnl.neighbors import Metric, Search
+from jnl.neighbors import Graph, Metric, Search
 
 Decision = Literal['threshold', 'counts']
 HEAD_TAG = 1
@@ -65,16 +66,57 @@ class PseudoLabels(NamedTuple):
   residual: float
 
 
-def pseudo_labels(
+def similarity_graph(
   covariates: Array,
-  index: Any,
-  mask: Any,
-  counts: Any,
   *,
   k: int = 5,
   metric: Metric = 'cosine',
   search: Search | None = None,
   scale: float | None = None,
+) -> Graph:
+  r"""Ties between each instance and those that are most like it.
+
+  .. math:: s_{ij} = \exp(-|z_i - z_j| / \sigma)
+
+  for the k nearest (Matern 1/2, of Euclidean distances also where the cosine
+  finds the neighbors).
+
+  Args:
+    covariates: z, [n, d] floating-point: inputs or an embedding.
+    k: neighbors of each instance, in [1, n - 1].
+    metric: of the search.
+    search: how, as in `neighbors.knn`.
+    scale: sigma > 0, 1 in the published code; by default twice the median
+      distance of neighbors, so that ties weigh about .6 whatever the units: at
+      a fixed scale an image, or an embedding that grew, has none.
+
+  Returns:
+    `Graph` of n vertices.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed, or a covariate is not
+      finite.
+
+  Reference: as `pseudo_labels`.
+  """
+  check(scale is None or scale > 0, f'scale must be positive, got {scale}')
+  near = neighbors.knn(covariates, k, metric=metric, search=search)
+  distances = near.distances
+  if metric != 'euclidean':
+    distances = neighbors.pair_distances(covariates, near.index)
+  if scale is None:
+    median = float(np.median(distances))
+    scale = 2 * median if median > 0 else 1.0
+  weights = neighbors.matern12(distances, scale=scale)
+  return neighbors.graph_of_neighbors(near.index, weights)
+
+
+def pseudo_labels(
+  graph: Graph,
+  index: Any,
+  mask: Any,
+  counts: Any,
+  *,
   pair_strength: float = 1.0,
   bag_strength: float = 1.0,
   log_odds: Array | None = None,
@@ -85,30 +127,17 @@ def pseudo_labels(
 ) -> PseudoLabels:
   r"""Labels of instances, of which the counts in bags are known.
 
-  The k nearest of each instance are tied to it with the weight
-
-  .. math:: s_{ij} = \exp(-|z_i - z_j| / \sigma)
-
-  (Matern 1/2, also where `metric`, which finds them, is the cosine), and
-  beliefs are propagated in the law
+  Beliefs are propagated in the law
 
   .. math:: \log p(y) = \sum_i \theta_i y_i
     - \lambda_s \sum_{ij} s_{ij} (y_i - y_j)^2
     - \lambda_b \sum_b \Big(\sum_{i \in b} y_i - S_b\Big)^2 + const
 
-  On the host; the search and the messages run on the device.
-
   Args:
-    covariates: z, [n, d] floating-point: inputs or an embedding.
+    graph: s, of n instances, as from `similarity_graph`.
     index: [k, m] int32, the instances of each bag, as in `noise.Bags`.
     mask: [k, m] bool, where there is one.
     counts: S, [k] int; or the proportions S / m as [k] floating-point.
-    k: neighbors of each instance, in [1, n - 1].
-    metric: of the search.
-    search: how, as in `neighbors.knn`.
-    scale: sigma > 0, 1 in the published code; by default twice the
-      median distance of neighbors, so that ties weigh about .6 whatever the
-      units: at a fixed scale an image, or an embedding that grew, has none.
     pair_strength: lambda_s >= 0. The published code has 10 for both, with which
       propagation often does not converge; the paper tunes them for every set.
     bag_strength: lambda_b >= 0; infinity binds.
@@ -126,8 +155,8 @@ def pseudo_labels(
     UserWarning: if all bags are pure, so that there is nothing to infer.
 
   Raises:
-    TypeError, ValueError: if an argument is malformed; if no bag or every bag
-      is all positive, so that no classifier can be learned.
+    TypeError, ValueError: if an argument is malformed; if no instance or every
+      instance of all bags is positive, so that no classifier can be learned.
 
   Reference: Havaldar, Sharma, Sareen, Shanmugam, Raghuveer, "Learning from
   Label Proportions: Bootstrapping Supervised Learners via Belief Propagation",
@@ -138,19 +167,9 @@ def pseudo_labels(
     decision in get_args(Decision),
     f'decision must be one of {get_args(Decision)}, got {decision!r}',
   )
-  check(scale is None or scale > 0, f'scale must be positive, got {scale}')
   counts = _read_counts(counts, mask)
-  covariates = jnp.asarray(covariates)
-  near = neighbors.knn(covariates, k, metric=metric, search=search)
-  distances = near.distances
-  if metric != 'euclidean':
-    distances = neighbors.pair_distances(covariates, near.index)
-  if scale is None:
-    median = float(np.median(distances))
-    scale = 2 * median if median > 0 else 1.0
-  weights = neighbors.matern12(distances, scale=scale)
   law = belief.label_proportions(
-    neighbors.graph_of_neighbors(near.index, weights),
+    graph,
     index,
     mask,
     counts,
