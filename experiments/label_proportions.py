@@ -110,7 +110,7 @@ class Config:
   pair_strength: float = option(1.0, 'lambda_s of the law of LLP-BP')
   bag_strength: float = option(1.0, 'lambda_b of the law of LLP-BP')
   rounds: int = option(2, 'of LLP-BP')
-  iterations: int = option(200, 'of belief propagation, at the most')
+  iterations: int = option(1000, 'of belief propagation, at the most')
   decision: str = option('threshold', 'on pseudo-labels: threshold or counts')
   logits: bool = option(False, 'later rounds start from the network as well')
   out: str = option('results/label_proportions', 'folder for what comes out')

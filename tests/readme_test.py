@@ -1,6 +1,7 @@
 """The README's code runs, and says what it prints."""
 
 import pathlib
+import pkgutil
 import re
 
 import pytest
@@ -34,14 +35,10 @@ def test_the_two_commands_stand_alone():
 
 def test_the_table_names_what_exists():
   """Every `call` of the paper table, and every script of its commands."""
-  import jnl
-
   rows = [r for r in TEXT.splitlines() if r.startswith('|') and '`' in r]
   assert rows
   for row in rows:
     for name in re.findall(r'`(jnl\.[a-z_.0-9]+|[a-z_]+\.[a-z_0-9]+)`', row):
-      value = jnl
-      for part in name.removeprefix('jnl.').split('.'):
-        value = getattr(value, part)
+      pkgutil.resolve_name('jnl.' + name.removeprefix('jnl.'))
     for script in re.findall(r'experiments/\w+\.py', row):
       assert (ROOT / script).exists()
