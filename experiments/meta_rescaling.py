@@ -106,7 +106,6 @@ class Recipe(NamedTuple):
   learning_rates: Mapping[str, float]
   weight_decay: float
   epochs: tuple[str, ...]
-  batch_size: int
   noise: str
   rate: float
 
@@ -114,10 +113,9 @@ class Recipe(NamedTuple):
 IMAGES = Recipe(
   'mlp',
   'sgd',
-  {'sgd': 0.05, 'adam': 1e-3, 'first_adam': 1e-3},
+  {'sgd': 0.005, 'adam': 1e-3, 'first_adam': 1e-3},
   5e-4,
   ('60',),
-  100,
   'symmetric_inclusive',
   0.6,
 )
@@ -127,7 +125,6 @@ TEXTS = Recipe(
   {'sgd': 0.5, 'adam': 3e-3, 'first_adam': 3e-3},
   0.0,
   ('10', '20'),
-  32,
   'symmetric',
   0.3,
 )
@@ -155,12 +152,15 @@ class Config:
   optimizer: str = option('', 'sgd, adam or first_adam; by default sgd or adam')
   learning_rate: float = option(0.0, 'by default that of data and optimizer')
   weight_decay: float = option(-1.0, 'of sgd: by default 5e-4, texts 0')
+  meta_rate: float = option(
+    1e-2, 'of Adam for weighers and correctors; see the top'
+  )
   passes: int = option(3, 'STORM: G, forward passes over a batch')
   warmup: int = option(5, 'MSLC: epochs before labels are corrected')
   epochs: tuple[str, ...] = option(
     (), 'passes over the training set; each of several is reported'
   )
-  batch_size: int = option(0, 'examples in a step: by default 100, texts 32')
+  batch_size: int = option(32, 'examples in a step')
   seeds: int = option(3, 'runs, each with its own noise draw')
   out: str = option('results/meta_rescaling', 'folder for what comes out')
   smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
@@ -244,7 +244,7 @@ def check_options(config: Config) -> None:
   check(0 <= config.dropout < 1, f'dropout must be < 1, got {config.dropout}')
   for name, least in (
     ('imbalance', 1), ('meta_per_class', 1), ('passes', 1), ('seeds', 1),
-    ('batch_size', 0), ('learning_rate', 0), ('warmup', 0),
+    ('batch_size', 2), ('learning_rate', 0), ('meta_rate', 0), ('warmup', 0),
   ):  # fmt: skip
     value = getattr(config, name)
     check(value >= least, f'{name} must be at least {least}, got {value}')
@@ -265,7 +265,6 @@ def with_recipe(config: Config, dataset: Dataset) -> Config:
     learning_rate=config.learning_rate or recipe.learning_rates[optimizer],
     weight_decay=recipe.weight_decay if decay < 0 else decay,
     epochs=tuple(sorted(config.epochs or recipe.epochs, key=int)),
-    batch_size=config.batch_size or recipe.batch_size,
   )
   check(
     text == (config.net in TEXT_NETS),
@@ -305,8 +304,8 @@ def make_task(config: Config, dataset: Dataset) -> Task:
   )
   n = len(train.labels)
   check(
-    2 <= config.batch_size <= n,
-    f'batch_size must lie in [2, {n}], got {config.batch_size}',
+    config.batch_size <= n,
+    f'batch_size must be at most {n}, got {config.batch_size}',
   )
 
   def noisy(part: Examples, keys: Key) -> np.ndarray:
@@ -422,17 +421,24 @@ def build(name: str, config: Config, task: Task) -> Method:
   model = nets.from_linen(net, task.train['x'].shape[1:])
   tx = optimizer(config)
   virtual_tx = optax.sgd(config.learning_rate)
+  weigher_tx = optax.chain(
+    optax.add_decayed_weights(1e-4), optax.adam(config.meta_rate)
+  )
   shards = data_shards(n, config.batch_size)
   if name == 'l2rw':
     return l2rw(model, tx, n, shards=shards)
   if name == 'mwn':
-    return mwn(model, tx, virtual_tx, n, shards=shards)
+    return mwn(model, tx, virtual_tx, n, weigher_tx=weigher_tx, shards=shards)
   if name == 'mlc':
     width = feature_width(model, task.train['x'])
-    return mlc(model, tx, n, width, c, shards=shards)
+    corrector_tx = optax.amsgrad(config.meta_rate)
+    return mlc(model, tx, n, width, c, corrector_tx=corrector_tx, shards=shards)
   if name == 'mslc':
     warmup = config.warmup * (n // config.batch_size)
-    return mslc(model, tx, virtual_tx, n, c, warmup=warmup, shards=shards)
+    return mslc(
+      model, tx, virtual_tx, n, c, warmup=warmup, weigher_tx=weigher_tx,
+      shards=shards,
+    )  # fmt: skip
   if name in STORMS:
     g_meta, g_outer = STORMS[name]
     if config.optimizer == 'sgd':
@@ -440,7 +446,8 @@ def build(name: str, config: Config, task: Task) -> Method:
       tx = optax.chain(optax.scale(2 / config.batch_size), tx)
     return storm(
       model, tx, n, c, config.batch_size, passes=config.passes, g_meta=g_meta,
-      g_outer=g_outer, augment=VIEWS[config.augment], shards=shards,
+      g_outer=g_outer, rescaler_tx=optax.adam(config.meta_rate),
+      augment=VIEWS[config.augment], shards=shards,
     )  # fmt: skip
   return supervised(losses.ce, model, tx)
 
