@@ -16,6 +16,7 @@ _MODULES = (
   'data',
   'em',
   'losses',
+  'meta',
   'methods',
   'neighbors',
   'nets',

@@ -14,6 +14,7 @@ import golden_belief
 from golden_case import Case
 import golden_em
 import golden_losses
+import golden_meta
 import golden_noise
 import golden_proportions
 import jax
@@ -28,6 +29,7 @@ CHECKS = {
   **golden_belief.CHECKS,
   **golden_em.CHECKS,
   **golden_losses.CHECKS,
+  **golden_meta.CHECKS,
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
 }

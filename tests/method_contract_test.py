@@ -19,10 +19,17 @@ import pytest
 from jnl import automata, losses
 from jnl.base import Table, pack_rows, supervised, write_rows
 from jnl.data import epoch_order, index_order, take_batch
+from jnl.methods.bags import supervised_bags
 from jnl.methods.elr import elr
 from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
+from jnl.methods.l2rw import l2rw
+from jnl.methods.llp_bp import refine
+from jnl.methods.mlc import mlc
+from jnl.methods.mslc import mslc
+from jnl.methods.mwn import mwn
 from jnl.methods.proden import proden
-from jnl.methods.weak_em import supervised_bags, weak_em
+from jnl.methods.storm import storm
+from jnl.methods.weak_em import weak_em
 from jnl.nets import MLP, from_linen
 from jnl.teacher import averaged
 from jnl.train.checkpoint import open_checkpoints
@@ -50,6 +57,11 @@ def pixel_network():
   return from_linen(net, (DIM // BAG,))
 
 
+def bag_network():
+  net = MLP(2, (16,), batch_norm=True, dropout=0.2)
+  return from_linen(net, (16,))
+
+
 def count_of_labels(logits, batch):
   return automata.count(logits, batch['labels'], batch['mask'])
 
@@ -63,7 +75,10 @@ def of_bags(method):
   def step(state, batch, key):
     mask = jnp.arange(BAG) < 2 + batch['labeled'][:, None]
     views = {name: bags(batch[name]) for name in ('x', 'x_strong')}
-    return method.step(state, {**batch, **views, 'mask': mask}, key)
+    labels = (views['x'][..., 0] > 0).astype(jnp.int32)
+    counts = jnp.sum(labels * mask, axis=1)
+    known = {'mask': mask, 'instance_labels': labels, 'counts': counts}
+    return method.step(state, {**batch, **views, **known}, key)
 
   def predict(state, x):
     return method.predict(state, x.reshape(-1, DIM // BAG))
@@ -93,11 +108,41 @@ METHODS = {
       optimizer(),
     )
   ),
+  'refine': lambda: of_bags(
+    refine(pixel_network(), bag_network(), optimizer())
+  ),
   'averaged': lambda: averaged(
     co_divide(network(), optimizer(), N, SHARDS), decay=0.9
   ),
   'co_divide': lambda: co_divide(network(), optimizer(), N, SHARDS),
   'reweight': lambda: reweight(network(), optimizer()),
+  # Weights come from inner products that cancel; without the momentum, which
+  # would keep the sum of their roundings.
+  'l2rw': lambda: l2rw(network(), optax.sgd(0.1), N, shards=SHARDS),
+  'mwn': lambda: mwn(network(), optimizer(), optax.sgd(0.1), N, shards=SHARDS),
+  # Losses are sums, so that a rate is that of an example; and divergences
+  # magnify roundings, of which Adam would make steps.
+  'storm': lambda: storm(
+    network(),
+    optax.sgd(0.1 / BATCH),
+    N,
+    CLASSES,
+    BATCH,
+    rescaler_tx=optax.sgd(1e-3),
+    shards=SHARDS,
+  ),
+  'mlc': lambda: mlc(
+    network(), optimizer(), N, 16, CLASSES, gradient_steps=2, shards=SHARDS
+  ),
+  'mslc': lambda: mslc(
+    network(),
+    optimizer(),
+    optax.sgd(0.1),
+    N,
+    CLASSES,
+    warmup=1,
+    shards=SHARDS,
+  ),
 }
 
 
