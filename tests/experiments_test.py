@@ -148,6 +148,15 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
     ('imprecise_labels', '--views crops', "unknown views 'crops'; did you"),
     ('imprecise_labels', '--optimizer lion', "unknown optimizer 'lion'"),
     ('imprecise_labels', '--ratio 1.5 --setting partial', 'q must lie in'),
+    ('meta_rescaling', '--methods storms', "unknown method 'storms'; did you"),
+    ('meta_rescaling', '--noise uniform', "unknown noise 'uniform'; "),
+    ('meta_rescaling', '--optimizer adamw', "unknown optimizer 'adamw'; did"),
+    ('meta_rescaling', '--rate 1.5', 'rate must lie in [0, 1], got 1.5'),
+    ('meta_rescaling', '--epochs 5,0', 'epochs must be numbers from 1 on'),
+    ('meta_rescaling', '--imbalance .1', 'imbalance must be at least 1'),
+    ('meta_rescaling', '--meta-per-class 500', 'meta_per_class must be less'),
+    ('meta_rescaling', '--batch-size 9999', 'batch_size must be at most 1100'),
+    ('meta_rescaling', '--net ngram', 'net ngram is not for images'),
   ],
 )
 def test_bad_options_of_others(name, argv, message, tmp_path):
@@ -175,6 +184,14 @@ def test_bad_options_of_others(name, argv, message, tmp_path):
     ('imprecise_labels', '--setting semi --ema .9'),
     ('imprecise_labels', '--setting mixed'),
     ('imprecise_labels', '--setting partial_noisy --views crop'),
+    (
+      'meta_rescaling',
+      '--methods mwn,mlc,mslc --noise class_imbalanced --imbalance 2',
+    ),
+    (
+      'meta_rescaling',
+      '--methods l2rw,storm_meta --net strided_cnn --augment crop_flip',
+    ),
   ],
 )
 def test_every_kind_of_evidence(name, argv, tmp_path):
