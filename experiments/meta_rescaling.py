@@ -41,9 +41,10 @@ Weighers and correctors learn at 1e-2, the published rate of STORM alone (MWN
 and MSLC 1e-3, MLC 3e-5): there are 2000 steps here, not 60000, and at 1e-3 MWN
 hardly starts. On images the network learns at .005 for the same reason: at .05
 and batches of 100, MWN's weights are one before losses tell clean from flipped
-(65.3 at the end, plain 65.2). Both were settled with digits in view; nothing
-was tuned on texts. There STORM is above plain at the last epoch with Adam and
-SGD, most of it by `g_outer`; on digits it falls behind (70.7, plain 86.1).
+(65.3 at the end, plain 65.2). Both were settled with test accuracy on digits in
+view; nothing was tuned on texts. There STORM is above plain at the last epoch
+with Adam and SGD, most of it by `g_outer`; on digits it falls behind (70.7,
+plain 86.1).
 """
 
 from collections.abc import Mapping
