@@ -237,6 +237,12 @@ def storm(
       state.params, train, memory
     )
     params, opt, pull = meta.virtual_step(gradient, state.params, state.opt, tx)
+    # At once, so that only one of them has to be kept from here on.
+    params, stats, opt = meta.settle(
+      meta.all_finite(gradient),
+      (params, passed.stats, opt),
+      (state.params, state.stats, state.opt),
+    )
     (meta_value, (passed_meta, seen_meta, _)), by_moved = global_grad(weighted)(
       params, drawn, memory_meta
     )
@@ -249,10 +255,8 @@ def storm(
     (_, omega_stats), by_omega = global_grad(objective)(old.rescaler)
     updates, omega_opt = net_tx.update(by_omega, old.rescaler_opt, old.rescaler)
     omega = optax.apply_updates(old.rescaler, updates)
-    params, stats, opt, omega, omega_stats, omega_opt = meta.settle(
-      meta.all_finite((params, by_omega)),
-      (params, passed.stats, opt, omega, omega_stats, omega_opt),
-      (state.params, state.stats, state.opt, *old[:3]),
+    omega, omega_stats, omega_opt = meta.settle(
+      meta.all_finite(by_omega), (omega, omega_stats, omega_opt), old[:3]
     )
     extra = Rescaled(
       omega,
