@@ -33,7 +33,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +61,9 @@ from jnl.methods.bags import (
 )
 from jnl.methods.dllp import dllp
 from jnl.methods.easy_llp import easy_llp
-from jnl.methods.llp_bp import pseudo_labels, refine, similarity_graph
+from jnl.methods.llp_bp import Decision, pseudo_labels, refine, similarity_graph
 from jnl.methods.weak_em import weak_em
-from jnl.neighbors import Graph
+from jnl.neighbors import Graph, Metric
 from jnl.train import report
 from jnl.train.cli import option, parse
 from jnl.train.compare import chosen_epoch
@@ -199,8 +199,8 @@ def check_options(config: Config) -> None:
   """Raises for what cannot be, before any work."""
   for method in config.methods:
     check_name('method', method, METHODS)
-  check_name('metric', config.metric, ('cosine', 'euclidean'))
-  check_name('decision', config.decision, ('threshold', 'counts'))
+  check_name('metric', config.metric, get_args(Metric))
+  check_name('decision', config.decision, get_args(Decision))
   for name in ('bag_sizes', 'positive', 'hidden'):
     values = getattr(config, name)
     check(
@@ -428,7 +428,7 @@ def llp_bp(config: Config, task: Task) -> dict[str, Result]:
   graphs = [graph_of(config, x.reshape(len(x), -1))] * config.seeds
   log_odds = [None] * config.seeds
   model = network(config, x.shape[1:])
-  width = feature_width(model, x)
+  width = nets.feature_width(model, x[:1])
   head = nets.from_linen(nets.MLP(2, (64,)), (width,))
   method = refine(model, head, optimizer(config))
   for r in range(config.rounds):
@@ -443,7 +443,7 @@ def llp_bp(config: Config, task: Task) -> dict[str, Result]:
         bag_strength=config.bag_strength,
         log_odds=log_odds[run],
         iterations=config.iterations,
-        decision=config.decision,  # type: ignore[arg-type]
+        decision=cast(Decision, config.decision),
       )
       for run in range(config.seeds)
     ]
@@ -469,7 +469,7 @@ def graph_of(config: Config, covariates: np.ndarray) -> Graph:
   return similarity_graph(
     jnp.asarray(covariates),
     k=config.neighbors,
-    metric=config.metric,  # type: ignore[arg-type]  # a known name
+    metric=cast(Metric, config.metric),
     scale=config.scale or None,
   )
 
@@ -516,17 +516,8 @@ def fit_instances(
 
 def in_bags(labels: np.ndarray, task: Task) -> np.ndarray:
   """Labels [runs, n] as [runs, k, m]."""
-  rows = [own[index] for own, index in zip(labels, task.members, strict=True)]
-  return np.where(task.train['mask'], np.stack(rows), 0)
-
-
-def feature_width(model: Model, x: np.ndarray) -> int:
-  """Of the embedding of a network."""
-
-  def features(key: Array) -> Array:
-    return model.apply(*model.init(key), x[:1], None, False)[0].features
-
-  return jax.eval_shape(features, jax.random.key(0)).shape[-1]
+  bags = map(noise.Bags, task.members, task.train['mask'])
+  return np.stack(list(map(noise.rows_of_bags, labels, bags)))
 
 
 def outputs_of(
@@ -589,31 +580,25 @@ def table(results: dict[str, Result]) -> str:
 
 def rows_of(name: str, result: Result, config: Config, size: int) -> list[dict]:
   """A row for each run."""
-  skipped = {'methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke'}
-  skipped |= {'bag_sizes'}
+  skipped = (
+    'methods', 'dataset', 'data_dir', 'bag_sizes', 'seeds', 'out', 'smoke'
+  )  # fmt: skip
   fields = dataclasses.asdict(config)
   setting = {k: v for k, v in fields.items() if k not in skipped}
-  of_llp_bp = {
+  about = {
+    'experiment': 'label_proportions',
+    'dataset': config.dataset,
+    'setting': {**setting, 'bag_size': size},
+    'metric': 'AUC',
+  }
+  columns = {
     column: getattr(result, column)
-    for column in ('labels', 'converged')
+    for column in ('accuracy', 'labels', 'converged')
     if getattr(result, column) is not None
   }
-  return [
-    {
-      'experiment': 'label_proportions',
-      'method': name,
-      'dataset': config.dataset,
-      'setting': {**setting, 'bag_size': size},
-      'seed': seed,
-      'metric': 'AUC',
-      'last': result.auc[seed],
-      'best_val': result.best[seed],
-      'accuracy': result.accuracy[seed],
-      'seconds': result.seconds,
-      **{column: values[seed] for column, values in of_llp_bp.items()},
-    }
-    for seed in range(config.seeds)
-  ]
+  return report.result_rows(
+    about, name, result.auc, result.best, result.seconds, columns
+  )
 
 
 if __name__ == '__main__':

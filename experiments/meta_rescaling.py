@@ -63,7 +63,6 @@ from jnl.base import (
   Batch,
   Key,
   Method,
-  Model,
   State,
   check,
   check_name,
@@ -442,7 +441,7 @@ def build(name: str, config: Config, task: Task) -> Method:
   if name == 'mwn':
     return mwn(model, tx, virtual_tx, n, weigher_tx=weigher_tx, shards=shards)
   if name == 'mlc':
-    width = feature_width(model, task.train['x'])
+    width = nets.feature_width(model, task.train['x'][:1])
     # Without its gate, labels are noise at first, and stay so for too long.
     return mlc(
       model, tx, n, width, c, corrector=meta.corrector(width, c, skip=True),
@@ -478,15 +477,6 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     optax.add_decayed_weights(config.weight_decay),
     optax.sgd(rate, momentum=0.9),
   )
-
-
-def feature_width(model: Model, x: np.ndarray) -> int:
-  """Of what the last layer of a network is given."""
-
-  def features(key: Key) -> Array:
-    return model.apply(*model.init(key), x[:1], None, False)[0].features
-
-  return jax.eval_shape(features, jax.random.key(0)).shape[-1]
 
 
 def streams(name: str, config: Config, task: Task) -> Augment | None:
@@ -613,30 +603,21 @@ def rows_of(
   skipped = ('methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke')
   fields = dataclasses.asdict(config)
   setting = {k: v for k, v in fields.items() if k not in skipped}
-  of_weights = {
-    column: values
-    for column, values in (
-      ('weight_auc', result.auc_last),
-      ('weight_auc_best', result.auc_best),
-    )
-    if values is not None
+  about = {
+    'experiment': 'meta_rescaling',
+    'dataset': config.dataset,
+    'setting': {**setting, 'epochs': epochs},
+    'metric': 'accuracy',
   }
-  return [
-    {
-      'experiment': 'meta_rescaling',
-      'method': name,
-      'dataset': config.dataset,
-      'setting': {**setting, 'epochs': epochs},
-      'seed': seed,
-      'metric': 'accuracy',
-      'last': result.last[seed],
-      'best_val': result.best[seed],
-      'seconds': seconds,
-      'wrong_labels': task.wrong[seed],
-      **{column: values[seed] for column, values in of_weights.items()},
-    }
-    for seed in range(config.seeds)
-  ]
+  columns = {
+    'wrong_labels': task.wrong,
+    'weight_auc': result.auc_last,
+    'weight_auc_best': result.auc_best,
+  }
+  known = {k: values for k, values in columns.items() if values is not None}
+  return report.result_rows(
+    about, name, result.last, result.best, seconds, known
+  )
 
 
 def plot_weights(path: str, fits: Mapping[str, Fit], title: str) -> None:

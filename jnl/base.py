@@ -582,10 +582,16 @@ def from_loss(
     state = State(state.step + 1, params, aux.stats, opt, aux.extra)
     return state, {'loss': loss, **aux.metrics}
 
+  return Method(init, step, predict_with(model), refit)
+
+
+def predict_with(model: Model) -> Callable[[State, Inputs], Outputs]:
+  """`Method.predict` where the weights to evaluate are `state.params`."""
+
   def predict(state: State, x: Inputs) -> Outputs:
     return model.apply(state.params, state.stats, x, None, False)[0]
 
-  return Method(init, step, predict, refit)
+  return predict
 
 
 MODEL_TAG = 0

@@ -304,7 +304,7 @@ def _read_npz_set(path: pathlib.Path) -> tuple[Examples, Examples | None]:
     )
   if {'jpg', 'offsets', 'label_train', 'label_test'} <= set(arrays):
     return _read_jpegs(path, arrays)
-  if {'text', 'offsets', 'y'} <= set(arrays):
+  if set(TEXT_ARRAYS) <= set(arrays):
     return _read_text(path, arrays)
   if {f'{a}_{b}' for a in TEXT_ARRAYS for b in ('train', 'test')} <= set(
     arrays

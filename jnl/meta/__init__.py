@@ -8,6 +8,7 @@ of the papers. The methods are in `jnl.methods`: l2rw, mwn, storm, mlc, mslc.
 from jnl.meta.gradients import (
   MetaGradient,
   all_finite,
+  descend,
   first_adam,
   meta_gradient,
   reverse_meta_gradient,
@@ -49,6 +50,7 @@ __all__ = [
   'all_finite',
   'check_classes',
   'corrector',
+  'descend',
   'drawn',
   'first_adam',
   'l2rw_weights',

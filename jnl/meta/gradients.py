@@ -23,6 +23,7 @@ from jnl.base import (
   Params,
   PyTree,
   Scalar,
+  Stats,
   check,
   global_grad,
   global_sum,
@@ -91,6 +92,29 @@ def settle(done: Array, new: T, old: T) -> T:
     A tree like `new`.
   """
   return jax.tree.map(lambda new, old: jnp.where(done, new, old), new, old)
+
+
+def descend(
+  tx: optax.GradientTransformation,
+  gradient: Params,
+  old: tuple[Params, Stats, optax.OptState],
+  stats: Stats,
+  done: Array,
+) -> tuple[Params, Stats, optax.OptState]:
+  """A step of an optimizer, if it is to be done.
+
+  Args:
+    tx: the optimizer.
+    gradient: a tree like the parameters.
+    old: parameters, statistics, and the state of `tx`.
+    stats: the new statistics.
+    done: [] bool, the same on all devices.
+
+  Returns:
+    The new three, or `old`.
+  """
+  updates, opt = tx.update(gradient, old[2], old[0])
+  return settle(done, (optax.apply_updates(old[0], updates), stats, opt), old)
 
 
 def virtual_step(

@@ -10,12 +10,10 @@ from jnl import losses, meta
 from jnl.base import (
   Array,
   Batch,
-  Inputs,
   Key,
   Method,
   Metrics,
   Model,
-  Outputs,
   Params,
   State,
   Stats,
@@ -23,6 +21,7 @@ from jnl.base import (
   global_grad,
   global_mean,
   pack_rows,
+  predict_with,
 )
 
 
@@ -110,13 +109,10 @@ def l2rw(
     )
     weights = meta.l2rw_weights(alignment, usable)
     (value, stats), gradient = global_grad(loss_fn)(state.params)
-    updates, opt = tx.update(gradient, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
     kept = global_mean((weights > 0).astype(jnp.float32), usable > 0)
     done = meta.all_finite(gradient) & (kept > 0)
-    params, stats, opt = meta.settle(
-      done, (params, stats, opt), (state.params, state.stats, state.opt)
-    )
+    now = state.params, state.stats, state.opt
+    params, stats, opt = meta.descend(tx, gradient, now, stats, done)
     table = state.extra.weights
     extra = Reweighted(meta.remember(table, batch['index'], weights, usable))
     metrics = {
@@ -127,7 +123,4 @@ def l2rw(
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return Method(init, step, predict)
+  return Method(init, step, predict_with(model))

@@ -11,12 +11,10 @@ from jnl import losses, meta
 from jnl.base import (
   Array,
   Batch,
-  Inputs,
   Key,
   Method,
   Metrics,
   Model,
-  Outputs,
   Params,
   PyTree,
   State,
@@ -26,6 +24,7 @@ from jnl.base import (
   global_grad,
   global_mean,
   pack_rows,
+  predict_with,
 )
 
 
@@ -197,10 +196,7 @@ def mlc(
     extra = Corrected(alpha, alpha_stats, alpha_opt, left, table)
     return State(state.step + 1, params, stats, opt, extra), metrics
 
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return Method(init, step, predict)
+  return Method(init, step, predict_with(model))
 
 
 def _check_features(features: Array, num_features: int) -> None:

@@ -11,12 +11,10 @@ from jnl import losses, meta
 from jnl.base import (
   Array,
   Batch,
-  Inputs,
   Key,
   Method,
   Metrics,
   Model,
-  Outputs,
   Params,
   PyTree,
   Scalar,
@@ -27,6 +25,7 @@ from jnl.base import (
   global_grad,
   global_mean,
   pack_rows,
+  predict_with,
   read_rows,
 )
 from jnl.methods.mwn import weigher_optimizer
@@ -181,21 +180,16 @@ def mslc(
       lambda params: parts(params)[0], state.params, pull(by_moved)
     )
     (_, nets_stats), by_nets = global_grad(objective)(old.nets)
-    updates, nets_opt = net_tx.update(by_nets, old.nets_opt, old.nets)
-    nets = optax.apply_updates(old.nets, updates)
     learned = meta.all_finite(by_nets) & ~warm
-    nets, nets_stats, nets_opt = meta.settle(
-      learned, (nets, nets_stats, nets_opt), old[:3]
+    nets, nets_stats, nets_opt = meta.descend(
+      net_tx, by_nets, old[:3], nets_stats, learned
     )
     (value, (passed, _, alpha, beta)), gradient = global_grad(loss_fn)(
       state.params, nets
     )
-    updates, opt = tx.update(gradient, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params, stats, opt = meta.settle(
-      meta.all_finite(gradient),
-      (params, passed.stats, opt),
-      (state.params, state.stats, state.opt),
+    now = state.params, state.stats, state.opt
+    params, stats, opt = meta.descend(
+      tx, gradient, now, passed.stats, meta.all_finite(gradient)
     )
     soft = meta.mslc_labels(
       passed.logits, train.labels, recall(passed.logits), alpha, beta
@@ -217,7 +211,4 @@ def mslc(
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return Method(init, step, predict)
+  return Method(init, step, predict_with(model))

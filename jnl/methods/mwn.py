@@ -11,12 +11,10 @@ from jnl import losses, meta
 from jnl.base import (
   Array,
   Batch,
-  Inputs,
   Key,
   Method,
   Metrics,
   Model,
-  Outputs,
   Params,
   PyTree,
   State,
@@ -25,6 +23,7 @@ from jnl.base import (
   global_grad,
   global_mean,
   pack_rows,
+  predict_with,
 )
 
 
@@ -147,20 +146,15 @@ def mwn(
       lambda params: run(params).losses, state.params, pull(by_moved)
     )
     (_, omega_stats), by_omega = global_grad(objective)(old.weigher)
-    updates, omega_opt = net_tx.update(by_omega, old.weigher_opt, old.weigher)
-    omega = optax.apply_updates(old.weigher, updates)
-    omega, omega_stats, omega_opt = meta.settle(
-      meta.all_finite(by_omega), (omega, omega_stats, omega_opt), old[:3]
+    omega, omega_stats, omega_opt = meta.descend(
+      net_tx, by_omega, old[:3], omega_stats, meta.all_finite(by_omega)
     )
     (value, (passed, weights)), gradient = global_grad(loss_fn)(
       state.params, omega
     )
-    updates, opt = tx.update(gradient, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params, stats, opt = meta.settle(
-      meta.all_finite(gradient),
-      (params, passed.stats, opt),
-      (state.params, state.stats, state.opt),
+    now = state.params, state.stats, state.opt
+    params, stats, opt = meta.descend(
+      tx, gradient, now, passed.stats, meta.all_finite(gradient)
     )
     table = meta.remember(old.weights, batch['index'], weights, passed.weight)
     extra = Weighed(omega, omega_stats, omega_opt, virtual_opt, table)
@@ -171,10 +165,7 @@ def mwn(
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return Method(init, step, predict)
+  return Method(init, step, predict_with(model))
 
 
 def weigher_optimizer() -> optax.GradientTransformation:

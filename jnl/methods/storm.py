@@ -17,7 +17,6 @@ from jnl.base import (
   Method,
   Metrics,
   Model,
-  Outputs,
   Params,
   PyTree,
   State,
@@ -28,6 +27,7 @@ from jnl.base import (
   global_mean,
   global_sum,
   pack_rows,
+  predict_with,
 )
 
 
@@ -253,10 +253,8 @@ def storm(
         pull(by_moved),
       )
     (_, omega_stats), by_omega = global_grad(objective)(old.rescaler)
-    updates, omega_opt = net_tx.update(by_omega, old.rescaler_opt, old.rescaler)
-    omega = optax.apply_updates(old.rescaler, updates)
-    omega, omega_stats, omega_opt = meta.settle(
-      meta.all_finite(by_omega), (omega, omega_stats, omega_opt), old[:3]
+    omega, omega_stats, omega_opt = meta.descend(
+      net_tx, by_omega, old[:3], omega_stats, meta.all_finite(by_omega)
     )
     extra = Rescaled(
       omega,
@@ -274,10 +272,7 @@ def storm(
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return Method(init, step, predict)
+  return Method(init, step, predict_with(model))
 
 
 def _count(seen: Seen) -> Array:

@@ -1,6 +1,11 @@
 """Flax networks as `Model`s. The only room of jnl that imports flax."""
 
-from jnl.nets.adapters import from_linen, from_nnx, standardize
+from jnl.nets.adapters import (
+  feature_width,
+  from_linen,
+  from_nnx,
+  standardize,
+)
 from jnl.nets.cnn import CNN8, StridedCNN
 from jnl.nets.layers import Dropout, batch_norm, max_pool
 from jnl.nets.mlp import MLP
@@ -20,6 +25,7 @@ __all__ = [
   'WideResNet',
   'batch_norm',
   'build',
+  'feature_width',
   'from_linen',
   'from_nnx',
   'max_pool',

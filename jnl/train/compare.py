@@ -85,18 +85,7 @@ def compare(
     fits[name] = fitted
     last, best = fitted.history['test'][:, -1], chosen_epoch(fitted, better)
     further = {**(of_runs or {}), **of_fit(name, fitted)}
-    rows += [
-      {
-        **about,
-        'method': name,
-        'seed': r,
-        'last': last[r],
-        'best_val': best[r],
-        'seconds': seconds,
-        **{column: values[r] for column, values in further.items()},
-      }
-      for r in range(len(keys))
-    ]
+    rows += report.result_rows(about, name, last, best, seconds, further)
     lines.append((name, last, best, of_fit(name, fitted), seconds))
   print(_table(lines, chosen_by))
   report.write_jsonl(f'{out}/results.jsonl', rows)

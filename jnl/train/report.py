@@ -46,6 +46,38 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
     os.replace(partial, path)
 
 
+def result_rows(
+  about: Row,
+  method: str,
+  last: np.ndarray,
+  best_val: np.ndarray,
+  seconds: float,
+  columns: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+  """A row of `results.jsonl` for each run of a method.
+
+  Args:
+    about: what all rows share: `experiment`, `dataset`, `setting`, `metric`.
+    method: its name.
+    last: [runs], the score after the last epoch.
+    best_val: [runs], that at the epoch that validation chooses.
+    seconds: for all runs.
+    columns: further ones, [runs] each.
+  """
+  return [
+    {
+      **about,
+      'method': method,
+      'seed': r,
+      'last': last[r],
+      'best_val': best_val[r],
+      'seconds': seconds,
+      **{name: values[r] for name, values in columns.items()},
+    }
+    for r in range(len(last))
+  ]
+
+
 def write_jsonl(path: PathLike, rows: Iterable[Row]) -> None:
   """Writes rows as JSON lines, all or nothing."""
   with replacing(path) as partial:
