@@ -15,6 +15,7 @@ _MODULES = (
   'belief',
   'data',
   'em',
+  'inputs',
   'losses',
   'meta',
   'methods',

@@ -17,7 +17,16 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from jnl.base import AXIS, PAD, Array, Scalar, check, is_concrete, mesh_of
+from jnl.base import (
+  AXIS,
+  PAD,
+  Array,
+  Scalar,
+  check,
+  check_auto,
+  is_concrete,
+  mesh_of,
+)
 
 Metric = Literal['euclidean', 'cosine']
 Search = Literal['exact', 'approximate', 'faiss']
@@ -47,7 +56,7 @@ def knn(
   k: int,
   *,
   metric: Metric = 'euclidean',
-  search: Search | None = None,
+  search: Search = 'exact',
 ) -> Neighbors:
   r"""The k nearest of the other points, of each point.
 
@@ -65,15 +74,17 @@ def knn(
     k: in [1, n - 1].
     metric: which distance.
     search: 'exact'; 'approximate' (`jax.lax.approx_max_k`, made for TPUs; it
-      finds 99 of 100 or more on average); 'faiss' (exact, on the host). None is
-      faiss where jax runs on CPU and faiss is installed, else exact.
+      finds 99 of 100 or more on average); 'faiss' (exact, on the host, if it is
+      installed: not inside jit).
 
   Returns:
-    `Neighbors` with q = n.
+    `Neighbors` with q = n. Inside jit a point that is not finite makes
+    distances NaN.
 
   Raises:
-    TypeError, ValueError: if `points` is no finite [n, d], k is out of range,
-      an option is unknown or faiss is not installed.
+    TypeError, ValueError: if `points` is no finite [n, d] or split over an
+      explicit mesh axis, k is out of range, an option is unknown, or faiss is
+      not installed or asked inside jit.
 
   >>> knn(jnp.array([[0.], [1.], [3.]]), 1).index.ravel().tolist()
   [1, 0, 1]
@@ -90,7 +101,7 @@ def nearest(
   k: int,
   *,
   metric: Metric = 'euclidean',
-  search: Search | None = None,
+  search: Search = 'exact',
 ) -> Neighbors:
   """The k nearest points of each query; as `knn` for the rest.
 
@@ -123,6 +134,7 @@ def nearest(
 
 
 def _read_points(name: str, points: Array) -> Array:
+  check_auto(points, name)
   points = jnp.asarray(points)
   check(
     jnp.issubdtype(points.dtype, jnp.floating),
@@ -150,20 +162,21 @@ def _find(
   queries: Array | None,
   k: int,
   metric: Metric,
-  search: Search | None,
+  search: Search,
 ) -> Neighbors:
   """Either way of searching, for checked arrays; no queries: the points."""
   _check_metric(metric)
   check(
-    search is None or search in get_args(Search),
-    f'search must be one of {get_args(Search)} or None, got {search!r}',
+    search in get_args(Search),
+    f'search must be one of {get_args(Search)}, got {search!r}',
   )
-  installed = importlib.util.find_spec('faiss') is not None
-  check(search != 'faiss' or installed, "search='faiss' needs faiss installed")
-  if search is None:
-    on_cpu = jax.default_backend() == 'cpu' and is_concrete(points, queries)
-    search = 'faiss' if on_cpu and installed else 'exact'
   if search == 'faiss':
+    installed = importlib.util.find_spec('faiss') is not None
+    check(installed, "search='faiss' needs faiss installed")
+    check(
+      is_concrete(points, queries),
+      "search='faiss' runs on the host, not inside jit: use 'exact'",
+    )
     return _find_by_faiss(points, queries, k, metric)
   mesh = mesh_of(points if queries is None else queries)
   return _find_on_devices(
@@ -198,7 +211,6 @@ def _find_on_devices(
       mesh=mesh,
       in_specs=(P(AXIS), P(AXIS), P()),
       out_specs=P(AXIS),
-      check_vma=False,
     )
   return search(queries, own, points)
 

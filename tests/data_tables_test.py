@@ -50,7 +50,9 @@ def test_a_table_loads_by_name(tmp_path):
     ({'num_test': np.zeros((10, 3))}, 'num_train and num_test'),
     ({'cat_train': np.zeros((39, 1), int)}, 'num_train has 40 rows, cat_train'),
     ({'cat_test': np.zeros((10, 1)) - 1}, 'cat_test must be integers'),
+    ({'cat_train': np.full((40, 1), 'north')}, 'cat_train .* got <U5: np.uniq'),
     ({'num_train': np.full((40, 2), np.nan)}, 'num_train must be finite'),
+    ({'num_test': np.full((10, 2), None)}, 'num_test .* none missing, got obj'),
   ],
 )
 def test_malformed_tables_are_named(changes, message):

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from jnl.base import PAD, data_shards, pack_rows
-from jnl.data import check_labels, epoch_order, index_order, load, take_batch
+from jnl.data import (
+  check_labels,
+  epoch_order,
+  from_arrays,
+  index_order,
+  load,
+  ngram_ids,
+  take_batch,
+)
 
 KEY = jax.random.key(0)
 
@@ -73,6 +81,40 @@ def test_a_batch_brings_the_weights_of_the_data():
   np.testing.assert_array_equal(
     batch['weight'], np.array([0, 2, 3, 4])[batch['index']]
   )
+
+
+def test_texts_are_sent_to_their_ids():
+  """Any array or list of strings; 600 of them were 'x must be [n, ...]'."""
+  texts = ['some words', 'other words'] * 20
+  labels = np.arange(40) % 2
+  for x in (texts, np.array(texts), np.array(texts, object)):
+    with pytest.raises(TypeError, match=r'x must be numbers.*ngram_ids'):
+      from_arrays(x, labels)
+  ids = ngram_ids(texts)
+  with pytest.raises(TypeError, match=r'x_test must be numbers.*token_ids'):
+    from_arrays(ids, labels, texts, labels)
+  assert from_arrays(ids, labels).train.x.shape == (27, 64)
+
+
+def test_pixels_are_uint8_and_scaled_or_an_error():
+  rng = np.random.default_rng(0)
+  images, labels = rng.integers(0, 256, (40, 4, 4)), np.arange(40) % 2
+  pixels = images.astype(np.uint8)
+  scaled = from_arrays(pixels, labels[:, None]).train.x
+  assert scaled.shape == (27, 4, 4, 1)
+  assert 0.9 < scaled.max() <= 1
+  for kind in (np.int32, np.int64, np.uint16):
+    with pytest.raises(TypeError, match=f'must be uint8.*got {kind.__name__}'):
+      from_arrays(images.astype(kind), labels)
+  taken = from_arrays(images.astype(np.float32), labels).train.x
+  assert taken.max() > 200  # floating numbers are taken as they are
+  # Not so the rows of a table.
+  table = from_arrays(images.reshape(40, 16), labels).train.x
+  assert table.max() > 200
+  for x, x_test in ((pixels, scaled[..., 0]), (scaled[..., 0], pixels)):
+    y, y_test = (np.arange(len(a)) % 2 for a in (x, x_test))
+    with pytest.raises(ValueError, match=r'uint8.* scaled alone'):
+      from_arrays(x, y, x_test, y_test)
 
 
 def test_labels_are_checked():

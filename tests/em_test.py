@@ -64,15 +64,84 @@ def run(kind, z):
   return posterior(z, *arguments), value, back(jnp.ones_like(value))[0]
 
 
+# A class that the network rules out; no set is this class alone.
+DEAD = np.where(np.arange(C) == 3, -np.inf, LOGITS)
+
+
+@pytest.mark.parametrize('z', [LOGITS, DEAD], ids=['all', 'one of logit -inf'])
 @KINDS
-def test_definition_and_that_the_gradient_is_posterior_less_prediction(kind):
-  p, w = probs(LOGITS), weights_of(kind)
+def test_definition_and_that_the_gradient_is_posterior_less_prediction(kind, z):
+  p, w = probs(z), weights_of(kind)
   mass = (p * w).sum(1)
   q = p * w / mass[:, None]
-  found, value, slope = run(kind, jnp.asarray(LOGITS))
+  found, value, slope = run(kind, jnp.asarray(z))
   np.testing.assert_allclose(found, q, rtol=1e-5, atol=1e-7)
   np.testing.assert_allclose(value, np.log(mass), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(slope, q - p, rtol=1e-4, atol=1e-6)
+
+
+def test_terms_of_a_class_of_logit_minus_infinity():
+  """It has probability 0 and no gradient; 0 log 0 is 0."""
+  evidence = em.noisy_evidence(LABELS, TRANSITION)
+  p, other = probs(DEAD), probs(DEAD[::-1])
+  w = weights_of('noisy')
+  q, after = other * w, p * w
+  q, after = (x / x.sum(1, keepdims=True) for x in (q, after))
+  mean = p.mean(0)
+  expected = {
+    'consistency': -(other[:, :3] * np.log(p[:, :3])).sum(),
+    'posterior_cross_entropy': -(q[:, :3] * np.log(after[:, :3])).sum(),
+    'class_balance': -np.log(np.maximum(mean, 1e-6)).mean(),
+  }
+  terms = {
+    'consistency': lambda z: jnp.sum(em.consistency(z, DEAD[::-1])),
+    'posterior_cross_entropy': lambda z: jnp.sum(
+      em.posterior_cross_entropy(
+        z, em.posterior(DEAD[::-1], evidence), evidence
+      )
+    ),
+    'class_balance': lambda z: em.class_balance(z, jnp.ones(B)),
+  }
+  slopes = {'consistency': p - other, 'posterior_cross_entropy': after - q}
+  for name, term in terms.items():
+    value, slope = jax.value_and_grad(term)(jnp.asarray(DEAD))
+    np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
+    assert finite(slope), name
+    np.testing.assert_array_equal(slope[:, 3], 0)
+    if name in slopes:
+      np.testing.assert_allclose(slope, slopes[name], rtol=1e-4, atol=1e-6)
+  r = em.align(DEAD, np.full(C, 1 / C, np.float32))
+  np.testing.assert_allclose(r, p, rtol=1e-5)
+  np.testing.assert_allclose(em.keep_top(r, k=C), p, rtol=1e-5)
+
+
+def test_the_only_possible_class_may_be_of_logit_minus_infinity():
+  """As improbable as can be said, and finite."""
+  z, one = jnp.asarray(DEAD), jnp.arange(C) == 3
+  evidence = jnp.broadcast_to(jnp.where(one, 0, LOG_ZERO), (B, C))
+  sets = jnp.broadcast_to(one, (B, C))
+  for q in (em.posterior(z, evidence), em.candidate_posterior(z, sets)):
+    np.testing.assert_array_equal(q, sets)
+  for likelihood in (
+    lambda z: em.log_likelihood(z, evidence),
+    lambda z: em.candidate_log_likelihood(z, sets),
+  ):
+    value, back = jax.vjp(likelihood, z)
+    np.testing.assert_allclose(value, LOG_ZERO, rtol=1e-6)
+    slope = back(jnp.ones_like(value))[0]
+    np.testing.assert_allclose(slope, -probs(DEAD), rtol=1e-4, atol=1e-6)
+
+
+def test_which_posteriors_have_a_gradient():
+  seen = {
+    kind: jax.grad(lambda z, k=kind: functions(k)[0](z, *ARGUMENTS[k])[1, 1])(
+      jnp.asarray(LOGITS)
+    )
+    for kind in ARGUMENTS
+  }
+  assert np.any(seen['noisy'])
+  assert np.any(seen['mixed'])
+  assert not np.any(seen['candidate'])
 
 
 def test_identities():
@@ -187,6 +256,25 @@ def impossible(z, t):
   return values, slopes, posteriors
 
 
+def test_nan_is_not_taken_for_impossible():
+  z, t = jnp.asarray(LOGITS).at[0, 0].set(jnp.nan), jnp.asarray(TRANSITION)
+  e = jnp.zeros((B, C)).at[0, 0].set(jnp.nan)
+  flat = jnp.full(C, 1 / C)  # a constant of the program
+  broken = jax.jit(
+    lambda z, e, t: (
+      em.posterior(LOGITS, e)[0],
+      em.log_likelihood(LOGITS, e)[0],
+      em.noisy_posterior(LOGITS, LABELS, t)[0],
+      em.posterior_cross_entropy(z, jnp.full((B, C), 1 / C), e * 0)[0],
+      em.consistency(z, LOGITS)[0],
+      em.consistency(LOGITS, z)[0],
+      em.class_balance(z, jnp.ones(B)),
+      em.align(z, flat)[0],
+    )
+  )(z, e, t * jnp.nan)
+  assert all(np.isnan(x).any() for x in broken)
+
+
 def test_impossible_evidence_inside_jit():
   t = jnp.asarray(TRANSITION).at[:, 1].set(0)
   values, slopes, posteriors = impossible(jnp.asarray(LOGITS), t)
@@ -224,8 +312,8 @@ EMPTY = FILLED & (np.arange(B) != 1)[:, None]
 @pytest.mark.parametrize(
   ('function', 'arguments', 'error', 'name'),
   [
-    ('noisy_posterior', (LABELS, OFF), ValueError, 'transition'),
-    ('noisy_posterior', (LABELS, NEGATIVE), ValueError, 'transition'),
+    ('noisy_posterior', (LABELS, OFF), ValueError, 'transition .* row 0 sums'),
+    ('noisy_posterior', (LABELS, NEGATIVE), ValueError, 'transition .* row 0'),
     # Only the likelihood is normalized for columns that sum to one.
     ('noisy_posterior', (LABELS, TRANSITION.T), ValueError, 'transition'),
     ('noisy_log_likelihood', (LABELS, OFF), ValueError, 'transition'),
@@ -244,6 +332,7 @@ EMPTY = FILLED & (np.arange(B) != 1)[:, None]
     ('mixed_log_likelihood', (SETS, NOISY, OFF), ValueError, 'transition'),
     ('posterior', (LOGITS[:, :2],), ValueError, 'evidence'),
     ('class_balance', (np.ones(2),), ValueError, 'weights'),
+    ('consistency', (LOGITS[:, :2],), ValueError, 'target_logits'),
     ('align', (np.full(3, 1 / 3),), ValueError, 'prior'),
     ('align', (np.array([0.5, 0.6, -0.1, 0]),), ValueError, 'prior'),
   ],
@@ -313,10 +402,12 @@ def test_posterior_cross_entropy():
   np.testing.assert_allclose(slopes[0], after - q, rtol=1e-4, atol=1e-6)
   assert not np.any(slopes[1])  # what is learned is not learned from
   assert not np.any(slopes[2])
-  none = jnp.zeros_like(evidence)
-  np.testing.assert_allclose(
-    em.posterior_cross_entropy(strong, q, none), losses.ce(strong, q), rtol=1e-5
-  )
+  for none in (jnp.zeros_like(evidence), None):
+    np.testing.assert_allclose(
+      em.posterior_cross_entropy(strong, q, none),
+      losses.ce(strong, q),
+      rtol=1e-5,
+    )
 
 
 def test_posterior_cross_entropy_where_classes_are_impossible():
@@ -336,9 +427,11 @@ def test_posterior_cross_entropy_where_classes_are_impossible():
 
 def test_consistency_stops_the_target():
   weak = LOGITS[::-1]
-  slopes = jax.grad(lambda a, b: jnp.sum(em.consistency(a, b)), (0, 1))(
-    LOGITS, weak
-  )
+  value, slopes = jax.value_and_grad(
+    lambda a, b: jnp.sum(em.consistency(a, b)), (0, 1)
+  )(LOGITS, weak)
+  expected = losses.ce(LOGITS, jax.nn.softmax(weak)).sum()
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
   np.testing.assert_allclose(
     slopes[0], probs(LOGITS) - probs(weak), rtol=1e-4, atol=1e-6
   )

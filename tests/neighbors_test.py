@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from jnl import neighbors
 from jnl.base import PAD
-from jnl.train.parallel import data_mesh
 
 RNG = np.random.default_rng(0)
 
@@ -127,23 +126,47 @@ def test_low_precision_is_read_as_float32(dtype):
   )
 
 
-@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
-def test_eight_devices_find_what_one_finds(metric):
-  points = RNG.normal(size=(808, 6)).astype(np.float32)
-  one = neighbors.knn(points, 4, metric=metric, search='exact')
-  split = jax.device_put(points, NamedSharding(data_mesh(), P('data')))
-  eight = neighbors.knn(split, 4, metric=metric, search='exact')
-  assert len(eight.index.sharding.device_set) == 8
-  np.testing.assert_array_equal(eight.index, one.index)
-  np.testing.assert_allclose(eight.distances, one.distances, rtol=1e-6)
+@pytest.mark.parametrize(
+  ('metric', 'count'), [('euclidean', 8), ('cosine', 8), ('euclidean', 6)]
+)
+def test_devices_find_what_one_finds(metric, count):
+  points = RNG.normal(size=(101 * count, 6)).astype(np.float32)
+  one = neighbors.knn(points, 4, metric=metric)
+  mesh = Mesh(np.array(jax.devices()[:count]), ('data',))
+  split = jax.device_put(points, NamedSharding(mesh, P('data')))
+  found = neighbors.knn(split, 4, metric=metric)
+  assert len(found.index.sharding.device_set) == count
+  np.testing.assert_array_equal(found.index, one.index)
+  np.testing.assert_allclose(found.distances, one.distances, rtol=1e-6)
+
+
+def test_explicit_mesh_axes_are_refused_by_name():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Explicit,))
+  points = jnp.asarray(RNG.normal(size=(40, 3)), jnp.float32)
+  split = jax.device_put(points, NamedSharding(mesh, P('data')))
+  for run in (
+    lambda: neighbors.knn(split, 3),
+    lambda: neighbors.nearest(split, points, 3),
+    lambda: neighbors.pair_distances(split, np.zeros((40, 1), int)),
+  ):
+    with pytest.raises(
+      ValueError, match=r'explicit mesh axes .*AxisType\.Auto'
+    ):
+      run()
+  whole = jax.device_put(points, NamedSharding(mesh, P()))
+  np.testing.assert_array_equal(
+    neighbors.knn(whole, 3).index, neighbors.knn(points, 3).index
+  )
 
 
 def test_inside_jit():
   points = RNG.normal(size=(100, 3)).astype(np.float32)
-  found = jax.jit(lambda x: neighbors.knn(x, 3))(points)
+  run = jax.jit(lambda x: neighbors.knn(x, 3))
   np.testing.assert_array_equal(
-    found.index, reference(points, 3, 'euclidean')[1]
+    run(points).index, reference(points, 3, 'euclidean')[1]
   )
+  points[7] = np.inf  # which is an error outside
+  assert np.isnan(run(points).distances).all()
 
 
 def test_pair_distances_and_their_gradient():
@@ -179,6 +202,7 @@ def test_kernels():
     ({'points': np.array([[np.nan], [1.0]]), 'k': 1}, 'points must be finite'),
     ({'points': np.array([[np.inf], [1.0]]), 'k': 1}, 'points must be finite'),
     ({'k': 3}, 'k must lie between 1 and n - 1 = 2'),
+    ({'points': np.zeros((1, 2)), 'k': 1}, 'between 1 and n - 1 = 0, got 1'),
     ({'k': 0}, 'k must lie between'),
     ({'metric': 'manhattan'}, 'metric must be one of'),
     ({'search': 'lsh'}, 'search must be one of'),
@@ -192,9 +216,25 @@ def test_bad_searches(change, message):
 
 def test_faiss_that_is_not_there(monkeypatch):
   monkeypatch.setattr(neighbors.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ValueError, match='faiss'):
+  with pytest.raises(ValueError, match="'faiss' needs faiss installed"):
     neighbors.knn(np.zeros((3, 2)), 1, search='faiss')
-  assert neighbors.knn(np.zeros((3, 2)), 1).index.shape == (3, 1)
+
+
+def test_faiss_is_used_if_asked_for_alone(monkeypatch):
+  """By default the same program runs wherever jnl is installed."""
+
+  def never(*arguments):
+    raise AssertionError('faiss was not asked for')
+
+  points = RNG.normal(size=(60, 3)).astype(np.float32)
+  with pytest.raises(ValueError, match='not inside jit'):
+    jax.jit(lambda x: neighbors.knn(x, 2, search='faiss'))(points)
+  monkeypatch.setattr(neighbors, '_find_by_faiss', never)
+  for search in ({}, {'search': 'exact'}):
+    neighbors.knn(points, 2, **search)
+    neighbors.nearest(points, points, 2, **search)
+  with pytest.raises(AssertionError, match='not asked for'):
+    neighbors.knn(points, 2, search='faiss')
 
 
 def dense(graph):

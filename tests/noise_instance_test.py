@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jnl import noise
+from jnl.noise import _inputs
 
 KEY = jax.random.key(0)
 C, N = 4, 2000
@@ -36,11 +37,11 @@ def test_part_dependent_blocks_do_not_matter(monkeypatch):
   args = (IMAGES[:50], LABELS[:50], np.full(50, 0.3, np.float32))
   weights = jax.random.normal(KEY, (C, 6, C))
   whole = noise.part_dependent_probs(*args, weights)
-  monkeypatch.setattr(noise.instance, 'BLOCK', 7 * 6 * C)  # 7 rows, one short
+  monkeypatch.setattr(_inputs, 'BLOCK', 7 * 6 * C)  # 7 rows, one short
   np.testing.assert_allclose(
     noise.part_dependent_probs(*args, weights), whole, rtol=1e-5, atol=1e-7
   )
-  monkeypatch.setattr(noise.instance, 'BLOCK', 1)
+  monkeypatch.setattr(_inputs, 'BLOCK', 1)
   np.testing.assert_allclose(
     noise.part_dependent_probs(*args, weights), whole, rtol=1e-5, atol=1e-7
   )
@@ -167,6 +168,12 @@ def test_pmd_factors_that_are_too_small(kind):
       noise.pmd_probs(sure, kind=kind, factor=factor)
   traced = jax.jit(lambda g: noise.pmd_probs(sure, kind=kind, factor=g))(0.9)
   np.testing.assert_array_equal(traced, sure)
+
+
+def test_posteriors_that_sum_to_a_bit_more_are_no_factor_too_small():
+  eta = np.array([[1.0005, -1e-7, 0.0]])
+  probs = noise.pmd_probs(eta, kind=1, factor=1.0)
+  np.testing.assert_array_equal(probs, [[1, 0, 0]])
 
 
 def test_pmd_of_equal_posteriors():

@@ -1,5 +1,7 @@
 """Candidate sets and bags."""
 
+import zlib
+
 from golden_noise import assert_drawn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from jnl import noise
 from jnl.base import PAD
+from jnl.noise import _inputs
 
 KEY = jax.random.key(0)
 C, N = 4, 2000
@@ -53,6 +56,32 @@ def test_noisy_candidate_sets(q, eta):
   assert sets.dropped.mean() == pytest.approx(
     eta * (1 - q ** (C - 1)), abs=0.06
   )
+
+
+def test_keys_give_the_sets_that_they_always_gave():
+  """Checksums of the draws that the results in README were measured with."""
+  known = {
+    3036423969: noise.noisy_candidate_sets(KEY, LABELS, C, 0.4, 0.3),
+    1778812662: noise.candidate_sets(KEY, LABELS, C, 0.4),
+  }
+  for checksum, sets in known.items():
+    assert zlib.crc32(np.asarray(sets.candidates).tobytes()) == checksum
+
+
+def test_many_sets_follow_the_same_law(monkeypatch):
+  """Beyond `BLOCK` numbers each set has a key of its own."""
+  few = noise.noisy_candidate_sets(KEY, LABELS, C, 0.4, 0.3)
+  monkeypatch.setattr(_inputs, 'BLOCK', 301 * C)  # and 194 rows are left
+  many = noise.noisy_candidate_sets(KEY, LABELS, C, 0.4, 0.3)
+  assert np.mean(np.asarray(few.candidates) == many.candidates) < 0.9
+  np.testing.assert_array_equal(
+    np.asarray(many.candidates)[np.arange(N), LABELS], ~many.dropped
+  )
+  np.testing.assert_allclose(
+    frequencies(many), many.probs, atol=5 * 0.5 / np.sqrt(N / C)
+  )
+  # Sets of different examples differ: their keys do.
+  assert len(np.unique(many.candidates, axis=0)) == 2**C - 1
 
 
 def test_candidates_of_a_sweep_over_keys_and_rates():

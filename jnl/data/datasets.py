@@ -179,7 +179,8 @@ def from_arrays(
 
   Args:
     x: [n, ...]; uint8 pixels are divided by the largest one, other numbers
-      taken as they are; images without channels, [n, h, w], get one.
+      taken as they are; images without channels, [n, h, w], get one. Texts
+      become ids first (`jnl.data.text.ngram_ids`).
     labels: [n] int, clean if the test labels are to be believed.
     x_test: [n_test, ...]; by default a quarter of `x` is the test set.
     labels_test: [n_test] int.
@@ -195,7 +196,8 @@ def from_arrays(
   Raises:
     ValueError: naming the argument, if lengths differ, values are not finite,
       labels are out of range, or a class is empty.
-    TypeError: if labels are not integers.
+    TypeError: if labels are not integers, `x` are texts, or images are integers
+      of another kind than uint8, which may be pixels or not.
 
   >>> import numpy as np
   >>> data = from_arrays(np.zeros((40, 5)), np.arange(40) % 4)
@@ -206,9 +208,11 @@ def from_arrays(
     (x_test is None) == (labels_test is None),
     'x_test and labels_test must be given together',
   )
+  _check_no_text('x', x)
   train = files.examples(x, labels, 'x, labels')
   test = None
   if x_test is not None and labels_test is not None:
+    _check_no_text('x_test', x_test)
     test = files.examples(x_test, labels_test, 'x_test, labels_test')
   return _split(name, train, test, num_classes, validation, seed)
 
@@ -232,6 +236,17 @@ def published_order(dataset: Dataset) -> Examples:
   parts = dataset.train, dataset.validation
   whole = Examples(*map(np.concatenate, zip(*parts, strict=True)))
   return take(whole, np.argsort(whole.id))
+
+
+def _check_no_text(name: str, x: np.ndarray) -> None:
+  """Raises TypeError for texts."""
+  dtype = np.asarray(x).dtype
+  check(
+    dtype.kind not in 'OSUT',
+    f'{name} must be numbers, got {dtype}: texts become numbers by '
+    'jnl.data.text.ngram_ids or token_ids',
+    TypeError,
+  )
 
 
 def _split(
@@ -258,6 +273,18 @@ def _split(
     train.x.shape[1:] == test.x.shape[1:],
     f'{name}: x is {train.x.shape[1:]} in training and {test.x.shape[1:]} in '
     'the test set',
+  )
+  pixels = [part.x.dtype == np.uint8 for part in (train, test)]
+  check(
+    train.x.ndim < 3 or pixels[0] or train.x.dtype.kind not in 'iu',
+    f'{name}: x {train.x.shape} must be uint8 if it holds pixels (which are '
+    f'scaled), floating if other numbers (which are not), got {train.x.dtype}',
+    TypeError,
+  )
+  check(
+    pixels[0] == pixels[1],
+    f'{name}: x is {train.x.dtype} in training and {test.x.dtype} in the test '
+    'set; pixels, uint8, are scaled alone',
   )
   c = num_classes if num_classes else int(train.labels.max()) + 1
   for part, called in ((train, 'train'), (test, 'test')):

@@ -46,12 +46,16 @@ def rows_of_table(
       f'{len(of_categories)}',
     )
     check(
-      np.all(np.isfinite(of_numbers)), f'{argument}: num_{part} must be finite'
+      of_numbers.dtype.kind in 'buif' and np.all(np.isfinite(of_numbers)),
+      f'{argument}: num_{part} must be finite numbers, none missing, got '
+      f'{of_numbers.dtype}',
     )
     check(
       np.issubdtype(of_categories.dtype, np.integer)
       and np.all(of_categories >= 0),
-      f'{argument}: cat_{part} must be integers >= 0',
+      f'{argument}: cat_{part} must be integers >= 0, got '
+      f'{of_categories.dtype}: np.unique(column, return_inverse=True) numbers '
+      'the values of a column',
     )
   mean, std = numbers[0].mean(0), numbers[0].std(0)
   sizes = np.concatenate(categories).max(0).astype(int) + 1

@@ -3,7 +3,8 @@
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import LOG_ZERO, Array, check, is_concrete
+from jnl.base import LOG_ZERO, Array, check, check_auto, is_concrete
+from jnl.inputs import read_transition
 from jnl.losses import _inputs
 from jnl.losses._inputs import read_logits
 from jnl.losses.partial import read_candidates
@@ -18,7 +19,7 @@ def weigh(logits: Array, evidence: Array) -> tuple[Array, Array, Array]:
     added, else large logits would round it away; whether any is, [..., 1]. If
     none is the evidence is left out.
   """
-  possible = evidence > LOG_ZERO / 2
+  possible = ~(evidence <= LOG_ZERO / 2)  # NaN stays NaN, to be seen
   feasible = jnp.any(possible, axis=-1, keepdims=True)
   kept = possible | ~feasible
   logits = jnp.where(kept, logits, -jnp.inf)
@@ -33,7 +34,8 @@ def stopped_probs(logits: Array) -> Array:
 
 def read_evidence(logits: Array, evidence: Array) -> tuple[Array, Array]:
   """Checks logits and evidence [..., c]; both in at least float32."""
-  logits, evidence = read_logits(logits), jnp.asarray(evidence)
+  logits = read_logits(logits, masked=True)
+  evidence = jnp.asarray(evidence)
   check_like('evidence', evidence, logits)
   return logits, evidence.astype(logits.dtype)
 
@@ -67,22 +69,22 @@ def read_square(name: str, matrix: Array) -> Array:
   return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
 
 
-def log_transition(transition: Array, *, columns: bool = False) -> Array:
-  """log T; outside jit its rows (or its columns, if allowed) sum to one."""
-  transition = read_square('transition', transition)
-  if is_concrete(transition):
-    # As loose as losses.forward: matrices are estimated, and stored in float32.
-    off = [jnp.max(jnp.abs(jnp.sum(transition, axis=a) - 1)) for a in (1, 0)]
-    check(
-      jnp.all(transition >= 0) & (min(off[: 1 + columns]) < 1e-3),
-      'transition must not be negative and have rows that sum to one'
-      + (', or columns that do' if columns else ''),
-    )
-  return safe_log(transition)
+def log_transition(
+  transition: Array, *, columns: bool = False
+) -> tuple[Array, Array]:
+  """T by the law of `read_transition`, without what rounding made negative.
+
+  Returns:
+    T and its logarithm, `LOG_ZERO` for log 0.
+  """
+  transition = read_transition(transition, columns=columns)
+  transition = jnp.where(transition < 0, 0, transition)
+  return transition, safe_log(transition)
 
 
 def read_labels(labels: Array, classes: int) -> tuple[Array, Array]:
   """Labels that are safe to gather, and which of them are in range."""
+  check_auto(labels, 'labels')
   labels = jnp.asarray(labels)
   check(
     jnp.issubdtype(labels.dtype, jnp.integer),
@@ -118,5 +120,5 @@ def read_sets(
 
 def safe_log(x: Array) -> Array:
   """log of x >= 0: LOG_ZERO without gradient at 0."""
-  positive = x > 0
-  return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), LOG_ZERO)
+  zero = x <= 0
+  return jnp.where(zero, LOG_ZERO, jnp.log(jnp.where(zero, 1, x)))

@@ -2,6 +2,7 @@
 
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from jnl import losses
 from jnl.base import LOG_ZERO, Array, check
@@ -15,6 +16,7 @@ from jnl.em._inputs import (
   weigh,
 )
 from jnl.losses import _inputs
+from jnl.losses._inputs import read_logits
 
 
 def noisy_evidence(labels: Array, transition: Array) -> Array:
@@ -35,7 +37,7 @@ def noisy_evidence(labels: Array, transition: Array) -> Array:
   >>> noisy_evidence(jnp.array(0), jnp.array([[1., 0.], [.5, .5]])).tolist()
   [0.0, -0.6931471824645996]
   """
-  log_t = log_transition(transition)
+  _, log_t = log_transition(transition)
   return _columns(log_t, *read_labels(labels, log_t.shape[0]))
 
 
@@ -66,7 +68,7 @@ def mixed_evidence(candidates: Array, noisy: Array, transition: Array) -> Array:
   >>> jnp.exp(e).tolist()
   [[0.5, 0.0], [1.0, 0.0]]
   """
-  log_t = log_transition(transition)
+  _, log_t = log_transition(transition)
   candidates, noisy = read_sets(candidates, noisy, log_t.shape[0])
   members = candidates.astype(log_t.dtype)
   # All digits: the weights are sums of logarithms, and LOG_ZERO is among them.
@@ -83,7 +85,9 @@ def posterior(logits: Array, evidence: Array) -> Array:
     evidence: e, [..., c], log weights; `LOG_ZERO` and below are impossible.
 
   Returns:
-    [..., c], at least float32; softmax(logits) where nothing is possible.
+    [..., c], at least float32; softmax(logits) where nothing is possible. It
+    has a gradient, by the logits and the evidence: stop it where the posterior
+    is a target.
 
   Raises:
     TypeError, ValueError: if an array is malformed.
@@ -132,7 +136,7 @@ def noisy_posterior(logits: Array, labels: Array, transition: Array) -> Array:
     transition: T, [c, c], rows on the simplex; zeros are allowed.
 
   Returns:
-    [..., c], see `posterior`.
+    [..., c], see `posterior`; with gradient, also by the transition.
 
   Raises:
     TypeError, ValueError: as `posterior` and `noisy_evidence`.
@@ -172,9 +176,9 @@ def noisy_log_likelihood(
   -0.28768208622932434
   """
   _check_rows(logits, transition, 'labels', labels)
-  log_t = log_transition(transition, columns=True)
+  transition, log_t = log_transition(transition, columns=True)
   labels, valid = read_labels(labels, log_t.shape[0])
-  total = safe_log(jnp.sum(jnp.asarray(transition, log_t.dtype), axis=1))
+  total = safe_log(jnp.sum(transition, axis=1))
   evidence = _columns(log_t, labels, valid)
   logits, evidence = read_evidence(logits, evidence)
   value = _log_ratio(logits, evidence, jnp.broadcast_to(total, evidence.shape))
@@ -191,7 +195,7 @@ def candidate_posterior(logits: Array, candidates: Array) -> Array:
     candidates: S, [..., c] bool.
 
   Returns:
-    [..., c], at least float32, without gradient; see `posterior`.
+    [..., c], at least float32; unlike `posterior` without gradient.
 
   Raises:
     TypeError, ValueError: if an array is malformed; outside jit also if a set
@@ -201,6 +205,7 @@ def candidate_posterior(logits: Array, candidates: Array) -> Array:
   >>> candidate_posterior(jnp.zeros(3), s).tolist()
   [0.5, 0.5, 0.0]
   """
+  logits = read_logits(logits, masked=True)
   q = losses.proden_confidence(logits, candidates)
   some = jnp.any(candidates, axis=-1, keepdims=True)
   return jnp.where(some, q, stopped_probs(logits))
@@ -225,7 +230,7 @@ def candidate_log_likelihood(logits: Array, candidates: Array) -> Array:
   >>> jnp.exp(candidate_log_likelihood(jnp.zeros(4), s)).tolist()
   0.5
   """
-  value = -losses.cc(logits, candidates)
+  value = -losses.cc(read_logits(logits, masked=True), candidates)
   return jnp.where(jnp.any(candidates, axis=-1), value, -jnp.inf)
 
 
@@ -241,8 +246,8 @@ def mixed_posterior(
     transition: T, [c, c], rows on the simplex; zeros are allowed.
 
   Returns:
-    [..., c], see `posterior`: each row what `noisy_posterior` or
-    `candidate_posterior` says of it.
+    [..., c], each row what `noisy_posterior` or `candidate_posterior` says of
+    it; all have a gradient, as `posterior` has.
 
   Raises:
     TypeError, ValueError: as `posterior` and `mixed_evidence`.
@@ -306,12 +311,12 @@ def _check_rows(
   logits: Array, transition: Array, name: str, rows: Array
 ) -> None:
   """Whether arrays belong together, before evidence is made of them."""
-  shape, found = jnp.shape(logits), jnp.shape(rows)
+  shape, found = np.shape(logits), np.shape(rows)
   check(
     found == shape[:-1],
     f'{name} must have shape {shape[:-1]} for logits {shape}, got {found}',
   )
-  found = jnp.shape(transition)
+  found = np.shape(transition)
   check(
     found == shape[-1:] * 2,
     f'transition must be [c, c] for logits {shape}, got shape {found}',

@@ -4,7 +4,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl import losses
 from jnl.base import Array, Scalar, check, global_mean, is_concrete
 from jnl.em._inputs import check_like, read_evidence, stopped_probs, weigh
 from jnl.losses import _inputs
@@ -12,7 +11,7 @@ from jnl.losses._inputs import check_range, read_logits
 
 
 def posterior_cross_entropy(
-  logits: Array, posterior: Array, evidence: Array
+  logits: Array, posterior: Array, evidence: Array | None = None
 ) -> Array:
   r"""The M-step of the noisy configuration.
 
@@ -20,12 +19,12 @@ def posterior_cross_entropy(
 
   The network is compared with q after it has seen the same evidence, so that
   the gradient is softmax(z + e) - q: 0 where both views agree. Without evidence
-  (e = 0) it is `losses.ce(logits, q)`.
+  it is `losses.ce(logits, q)`, for a q that may be off the simplex.
 
   Args:
     logits: z, [..., c], of the strong view.
     posterior: q, [..., c], of the weak view. No gradient.
-    evidence: e, [..., c], that q was made with. No gradient.
+    evidence: e, [..., c], that q was made with; None is 0. No gradient.
 
   Returns:
     [...], at least float32, >= 0.
@@ -39,11 +38,15 @@ def posterior_cross_entropy(
 
   Reference: see `noise_logits`; a form of the code.
   """
-  logits, evidence = read_evidence(logits, evidence)
+  logits = read_logits(logits, masked=True)
   check_like('posterior', posterior, logits)
-  weighed, _, _ = weigh(logits, lax.stop_gradient(evidence))
-  log_p = _inputs.log_probs(weighed)
-  log_p = jnp.where(weighed > -jnp.inf, log_p, 0)  # q is 0 there, not 0 * -inf
+  if evidence is None:
+    log_p = _inputs.log_probs(logits)
+  else:
+    logits, evidence = read_evidence(logits, evidence)
+    weighed, _, _ = weigh(logits, lax.stop_gradient(evidence))
+    log_p = _inputs.log_probs(weighed)
+    log_p = jnp.where(weighed == -jnp.inf, 0, log_p)  # q is 0: no 0 * -inf
   return -jnp.sum(lax.stop_gradient(posterior) * log_p, axis=-1)
 
 
@@ -65,7 +68,9 @@ def consistency(logits: Array, target_logits: Array) -> Array:
   >>> consistency(jnp.zeros(2), jnp.array([9., 1.])).round(3).tolist()
   0.6930000185966492
   """
-  return losses.ce(logits, stopped_probs(target_logits))
+  logits, target = read_logits(logits), stopped_probs(target_logits)
+  check_like('target_logits', target, logits)
+  return posterior_cross_entropy(logits, target)
 
 
 def class_balance(
@@ -98,7 +103,7 @@ def class_balance(
   """
   check_range('clip', clip, 0, 1, open_low=True)
   mean, some = mean_prediction(logits, weights)
-  kept = jnp.where(mean > clip, mean, clip)
+  kept = jnp.where(mean <= clip, clip, mean)  # not a NaN
   return jnp.where(some, -jnp.mean(jnp.log(kept)), 0)
 
 
@@ -122,7 +127,7 @@ def mean_prediction(logits: Array, weights: Array) -> tuple[Array, Array]:
   )
   logits = jnp.where(weights[..., None] != 0, logits, 0)  # a masked NaN
   mean = jax.vmap(global_mean, (-1, None))(_inputs.probs(logits), weights)
-  return mean, lax.stop_gradient(jnp.sum(mean)) > 0
+  return mean, lax.stop_gradient(jnp.sum(mean)) != 0  # a NaN is some
 
 
 def align(logits: Array, prior: Array) -> Array:
@@ -152,7 +157,7 @@ def align(logits: Array, prior: Array) -> Array:
   c = logits.shape[-1]
   check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
   if is_concrete(prior):
-    check(jnp.all(prior >= 0), 'prior must not be negative')
+    check(~jnp.any(prior < 0), 'prior must not be negative')
   prior = prior.astype(logits.dtype)
   least = jnp.finfo(logits.dtype).tiny
   shift = jnp.max(logits, axis=-1, keepdims=True)  # so that small priors count

@@ -3,16 +3,19 @@
 For a loop of one's own; `jnl.methods.ill` makes methods of them. The equations
 are those of `jnl.em`: the weak view of an example and its label give a
 posterior, which the strong view learns. The losses are means over the batch,
-over all devices; an example of weight 0 leaves no trace.
+over all devices; an example of weight 0 leaves no trace, whatever its logits,
+label or set hold: also -1, 255 or NaN.
 
 Reference: see `jnl.methods.ill`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from jnl import em, losses
 from jnl.base import Array, Metrics, Scalar, check, global_mean, is_concrete
@@ -59,6 +62,9 @@ def noisy_loss(
       range.
   """
   check_entropy_weight(entropy_weight)
+  logits_w = _hide('logits_w', logits_w, weights)
+  logits_s = _hide('logits_s', logits_s, weights)
+  labels = _hide('labels', labels, weights)
   read_through = em.column_transition(noise_weights, scale=scale)
   likelihood = em.noisy_log_likelihood(logits_w, labels, read_through)
   transition = em.row_transition(lax.stop_gradient(noise_weights), scale=scale)
@@ -111,12 +117,14 @@ def partial_loss(
   """
   check_entropy_weight(entropy_weight)
   check(
-    jnp.ndim(logits) == 3,
-    f'logits must be [b, V, c], got shape {jnp.shape(logits)}',
+    np.ndim(logits) == 3,
+    f'logits must be [b, V, c], got shape {np.shape(logits)}',
   )
+  candidates = _hide('candidates', candidates, weights, True)
+  weights = jnp.where(jnp.any(candidates, axis=-1), weights, 0)
+  logits = _hide('logits', logits, weights)
   weak = logits[:, 0]
   q = em.candidate_posterior(weak, candidates)
-  weights = jnp.where(jnp.any(candidates, axis=-1), weights, 0)
   views = losses.proden(logits, jnp.broadcast_to(q[:, None], logits.shape))
   parts = {
     'exclusion': global_mean(
@@ -179,15 +187,18 @@ def semi_loss(
     f'labeled must be bool, got {labeled.dtype}',
     TypeError,
   )
+  present = jnp.where(labeled, weights, 0)
   missing = jnp.where(labeled, 0, weights)
+  logits_w = _hide('logits_w', logits_w, weights)
+  logits_s = _hide('logits_s', logits_s, missing)
+  labels = _hide('labels', labels, present)
   p_hat = _move(p_hat, logits_w, missing, momentum)
   q = em.keep_top(em.align(lax.stop_gradient(logits_w), p_hat), k=top)
-  labels = jnp.where(labeled, labels, 0)
   parts = {
-    'supervised': global_mean(
-      losses.ce(logits_w, labels), jnp.where(labeled, weights, 0)
+    'supervised': global_mean(losses.ce(logits_w, labels), present),
+    'unsupervised': global_mean(
+      em.posterior_cross_entropy(logits_s, q), missing
     ),
-    'unsupervised': global_mean(losses.ce(logits_s, q), missing),
   }
   loss, metrics = _total(parts, logits_w, missing, entropy_weight)
   return loss, (p_hat, metrics)
@@ -256,9 +267,13 @@ def mixed_loss(
     posterior_offset >= 0,
     f'posterior_offset must not be negative, got {posterior_offset}',
   )
+  candidates = _hide('candidates', candidates, weights, True)
+  noisy = _hide('noisy', noisy, weights)
   evidence = em.mixed_evidence(candidates, noisy, transition)
-  q = _posterior(lax.stop_gradient(logits_w), evidence, posterior_offset)
   weights = jnp.where(noisy | jnp.any(candidates, axis=-1), weights, 0)
+  logits_w = _hide('logits_w', logits_w, weights)
+  logits_s = _hide('logits_s', logits_s, weights)
+  q = _posterior(lax.stop_gradient(logits_w), evidence, posterior_offset)
   labeled = noisy | ~jnp.all(candidates, axis=-1)
   present = jnp.where(labeled, weights, 0)
   missing = jnp.where(labeled, 0, weights)
@@ -269,7 +284,9 @@ def mixed_loss(
   p_hat = _move(p_hat, logits_w, missing, momentum)
   r = em.align(lax.stop_gradient(logits_w), p_hat)
   # One cross-entropy: its targets are q or r, its two means apart.
-  learned = losses.ce(logits_s, jnp.where(labeled[:, None], q, r))
+  learned = em.posterior_cross_entropy(
+    logits_s, jnp.where(labeled[:, None], q, r)
+  )
   parts = {
     'exclusion': global_mean(exclusion, present),
     'posterior': global_mean(learned, present),
@@ -288,6 +305,22 @@ def check_entropy_weight(entropy_weight: Scalar) -> None:
     entropy_weight >= 0,
     f'entropy_weight must not be negative, got {entropy_weight}',
   )
+
+
+def _hide(name: str, rows: Any, weights: Array, instead: bool = False) -> Array:
+  """Rows [b, ...] with zeros, or ones, where an example has no weight.
+
+  Its loss would be left out anyway, but backward 0 times NaN is NaN, and a
+  label or an empty set would be complained of.
+  """
+  rows, gone = jnp.asarray(rows), jnp.asarray(weights) == 0
+  check(
+    gone.ndim == 1 and rows.shape[:1] == gone.shape,
+    f'{name} must have a row for each example, as weights [b] have: got shapes '
+    f'{rows.shape} and {gone.shape}',
+  )
+  gone = gone.reshape(-1, *(1,) * (rows.ndim - 1))
+  return jnp.where(gone, jnp.asarray(instead, rows.dtype), rows)
 
 
 def _move(

@@ -6,17 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.base import Array, Key, Scalar, check, is_concrete
+from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
+from jnl.inputs import read_rows_of_probs, read_transition
 from jnl.noise import matrices
 from jnl.noise._inputs import (
+  by_rows,
   check_classes,
   check_length,
   check_rate,
+  fits,
   read_labels,
-  read_probs,
-  read_transition,
   read_vector,
 )
+
+TICKETS = 2.0**30
+"""How many are dealt out among the classes; twice as many fit int32."""
 
 
 class NoisyLabels(NamedTuple):
@@ -40,10 +44,13 @@ def corrupt(key: Key, labels: Any, transition: Any) -> NoisyLabels:
   Args:
     key: PRNG key.
     labels: [...] int, clean, in [0, c).
-    transition: [c, c], rows summing to one.
+    transition: [c, c], see `jnl.inputs.read_transition`. It alone says what c
+      is: labels of fewer classes become noisy ones of all c.
 
   Returns:
     `NoisyLabels` with labels [...] ~ transition[clean] and probs = transition.
+    The memory beside them is that of c^2 numbers and of 2^24 at most (some 200
+    MB), whatever the number of labels.
 
   Raises:
     ValueError: if `transition` is not square, has a negative entry or a row
@@ -53,10 +60,9 @@ def corrupt(key: Key, labels: Any, transition: Any) -> NoisyLabels:
   >>> corrupt(jax.random.key(0), [0, 1, 1], 1 - jnp.eye(2)).labels.tolist()
   [1, 0, 0]
   """
-  transition = read_transition('transition', transition)
+  transition = read_transition(transition)
   labels = read_labels('labels', labels, len(transition))
-  noisy = jax.random.categorical(key, jnp.log(transition)[labels], axis=-1)
-  noisy = noisy.astype(jnp.int32)
+  noisy = _draw(key, transition, labels)
   return NoisyLabels(noisy, noisy != labels, transition)
 
 
@@ -66,21 +72,50 @@ def corrupt_each(key: Key, labels: Any, probs: Any) -> NoisyLabels:
   Args:
     key: PRNG key.
     labels: [n] int, clean, in [0, c); they only decide what counts as flipped.
-    probs: [n, c], rows summing to one.
+    probs: [n, c], rows summing to one as in `corrupt`.
 
   Returns:
-    `NoisyLabels` with labels [n] ~ probs and these probs.
+    `NoisyLabels` with labels [n] ~ probs and these probs; memory as in
+    `corrupt`.
 
   Raises:
     ValueError: if the rows of `probs` are not probabilities, or not one for
       each label, or if a label is out of range (outside jit).
     TypeError: if `labels` are not integers.
   """
-  probs = read_probs('probs', probs)
+  check_auto(probs, 'probs')
+  probs = read_rows_of_probs(probs)
   labels = read_vector('labels', labels, probs.shape[1])
   check_length('probs', probs, len(labels))
-  noisy = jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+  noisy = _draw(key, probs, jnp.arange(len(labels)))
   return NoisyLabels(noisy, noisy != labels, probs)
+
+
+def _draw(key: Key, probs: Array, rows: Array) -> Array:
+  """A draw from probs[i], [m, c], for each i of `rows` [...]; int32.
+
+  Few are drawn by c Gumbels each. Many by one ticket each, of those that are
+  dealt out among the classes: far quicker, and in whole numbers, whose sums are
+  the same however they are added (on any number of devices).
+  """
+  n, c = rows.size, probs.shape[1]
+  if fits(n, c):
+    logits = jnp.log(jnp.maximum(probs, 0))
+    return jax.random.categorical(key, logits[rows], axis=-1).astype(jnp.int32)
+
+  def last_tickets(probs: Array) -> Array:
+    dealt = jnp.round(TICKETS * jnp.maximum(probs, 0)).astype(jnp.int32)
+    return jnp.cumsum(dealt, axis=-1, dtype=jnp.int32)
+
+  shared = len(probs) < n
+  table, flat = last_tickets(probs) if shared else probs, rows.ravel()
+
+  def one(i: Array) -> Array:
+    last = table[flat[i]] if shared else last_tickets(table[flat[i]])
+    ticket = jax.random.randint(jax.random.fold_in(key, i), (), 0, last[-1])
+    return jnp.sum(last <= ticket, dtype=jnp.int32)
+
+  return by_rows(one, n, c).reshape(rows.shape)
 
 
 def fixed_count(
@@ -129,10 +164,10 @@ def fixed_count(
   >>> int(out.flipped.sum())
   3
   """
-  replacement = read_transition('replacement', replacement)
+  replacement = read_transition(replacement, name='replacement')
   c = len(replacement)
   labels = read_labels('labels', labels, c)
-  if per_class and jnp.shape(rate) == (c,):
+  if per_class and np.shape(rate) == (c,):
     rate = jnp.asarray(rate)
     ok = jnp.all((rate >= 0) & (rate <= 1))
     check(ok, f'rate must lie in [0, 1], got {rate}')

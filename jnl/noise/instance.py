@@ -7,20 +7,17 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import Array, Key, Scalar, check, is_concrete
+from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
+from jnl.inputs import read_rows_of_probs
 from jnl.noise._inputs import (
+  by_rows,
   check_classes,
   check_length,
   check_rate,
   read_labels,
-  read_probs,
   read_vector,
 )
 from jnl.noise.draws import NoisyLabels, corrupt_each
-
-BLOCK = 2**24
-"""Most entries of the weights gathered at once (64 MiB in float32)."""
-
 
 # --- part-dependent noise ----------------------------------------------------
 
@@ -107,13 +104,12 @@ def part_dependent_probs(
 
   if n == 0:  # no row to trace
     return jnp.zeros((0, c), weights.dtype)
-  # Over row numbers: a map over x itself would copy all of it once more.
-  rows_at_once = max(1, min(n, BLOCK // max(1, f * c)))
-  return lax.map(row, jnp.arange(n), batch_size=rows_at_once)
+  return by_rows(row, n, f * c)
 
 
 def _read_inputs(x: Any, n: int) -> Array:
   """[n, ...] -> [n, f], finite."""
+  check_auto(x, 'x')
   x = jnp.asarray(x)
   check_length('x', x, n)
   x = x.reshape(n, math.prod(x.shape[1:]))
@@ -199,8 +195,8 @@ def pmd_probs(eta: Any, *, kind: int, factor: Scalar) -> Array:
     P(s) = 1 - P(u)
 
   Args:
-    eta: [n, c] posteriors, rows summing to one. Of equal ones the first class
-      counts as the likelier.
+    eta: [n, c] posteriors, rows summing to one as in `corrupt`. Of equal ones
+      the first class counts as the likelier.
     kind: 1, 2 or 3.
     factor: g > 0, large enough for P(u) <= 1. Published for 35% noise: CIFAR-10
       1.43, 1.32, 1.35 (kind 1, 2, 3), CIFAR-100 1.08, 1.02 (kind 1, 2); for 70%
@@ -224,11 +220,12 @@ def pmd_probs(eta: Any, *, kind: int, factor: Scalar) -> Array:
   Reference: Zhang, Zheng, Wu, Goswami, Chen, "Learning with Feature-Dependent
   Label Noise: A Progressive Approach", ICLR 2021, arXiv 2103.07756.
   """
-  eta = read_probs('eta', eta)
+  check_auto(eta, 'eta')
+  eta = read_rows_of_probs(eta, 'eta')
   _check_kind(kind)
   check(factor > 0, f'factor must be positive, got {factor}')
   top, classes = lax.top_k(eta, 2)
-  d = top[:, 0] - top[:, 1]
+  d = jnp.minimum(top[:, 0] - top[:, 1], 1)  # the row may sum to a bit more
   if kind == 1:
     keep = (1 + d**2) / 2
   elif kind == 2:
@@ -237,12 +234,14 @@ def pmd_probs(eta: Any, *, kind: int, factor: Scalar) -> Array:
     keep = (d**3 + d**2 + d) / 3
   keep = keep / factor
   if is_concrete(keep):
-    # Rows of eta may sum to one plus rounding.
+    # The factor may be the largest numerator but for rounding.
     ok = jnp.all(keep <= 1 + 1e-5)
     check(ok, f'factor = {factor} is too small: a probability exceeds 1')
   keep = jnp.clip(keep, 0, 1)[:, None]
-  onehot = jax.nn.one_hot(classes, eta.shape[1], dtype=keep.dtype)
-  return keep * onehot[:, 0] + (1 - keep) * onehot[:, 1]
+  first, second = classes[:, :1], classes[:, 1:]
+  of_class = jnp.arange(eta.shape[1])
+  rest = jnp.where(of_class == second, 1 - keep, 0)
+  return jnp.where(of_class == first, keep, rest)
 
 
 def pmd(

@@ -1,12 +1,19 @@
 """Weaker than a label: sets of candidates."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jnl.base import Array, Key, Scalar
-from jnl.noise._inputs import check_classes, check_rate, read_vector
+from jnl.noise._inputs import (
+  by_rows,
+  check_classes,
+  check_rate,
+  fits,
+  read_vector,
+)
 
 
 class Candidates(NamedTuple):
@@ -47,11 +54,15 @@ def candidate_sets(
   check_classes(num_classes)
   check_rate('q', q)
   labels = read_vector('labels', labels, num_classes)
-  true = labels[:, None] == jnp.arange(num_classes)
-  others = jax.random.uniform(key, true.shape) < q
+
+  def row(key: Key, labels: Array) -> Array:
+    true = labels[..., None] == jnp.arange(num_classes)
+    return true | (jax.random.uniform(key, true.shape) < q)
+
+  sets = _each(row, key, num_classes, labels)
   eye = jnp.eye(num_classes)
   probs = eye + q * (1 - eye)
-  return Candidates(true | others, jnp.zeros(len(labels), bool), probs)
+  return Candidates(sets, jnp.zeros(len(labels), bool), probs)
 
 
 def noisy_candidate_sets(
@@ -88,13 +99,35 @@ def noisy_candidate_sets(
   key_sets, key_drop, key_add = jax.random.split(key, 3)
   sets, _, probs = candidate_sets(key_sets, labels, num_classes, q)
   n, c = sets.shape
-  true = jnp.asarray(labels)[:, None] == jnp.arange(c)
   dropped = jax.random.uniform(key_drop, (n,)) < eta
   dropped &= ~jnp.all(sets, axis=1)
-  scores = jnp.where(sets, -1, jax.random.uniform(key_add, (n, c)))
-  added = jnp.argmax(scores, axis=1)[:, None] == jnp.arange(c)
-  noisy = jnp.where(dropped[:, None], (sets & ~true) | added, sets)
+
+  def row(key: Key, sets: Array, labels: Array, dropped: Array) -> Array:
+    classes = jnp.arange(c)
+    scores = jnp.where(sets, -1, jax.random.uniform(key, sets.shape))
+    added = jnp.argmax(scores, axis=-1)[..., None] == classes
+    others = sets & (labels[..., None] != classes)
+    return jnp.where(dropped[..., None], others | added, sets)
+
+  noisy = _each(row, key_add, c, sets, jnp.asarray(labels), dropped)
   moved = eta * (1 - jnp.asarray(q) ** (c - 1))
   eye = jnp.eye(c)
   probs = probs + moved * ((1 - eye) / (c - 1) - eye)
   return Candidates(noisy, dropped, probs)
+
+
+def _each(
+  row: Callable[..., Array], key: Key, numbers: int, *arrays: Array
+) -> Array:
+  """row(key, *arrays) of all rows at once or, where they are too many, by one.
+
+  Each then has a key of its own.
+  """
+  n = len(arrays[0])
+  if fits(n, numbers):
+    return row(key, *arrays)
+  return by_rows(
+    lambda i: row(jax.random.fold_in(key, i), *(a[i] for a in arrays)),
+    n,
+    numbers,
+  )
