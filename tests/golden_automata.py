@@ -23,6 +23,8 @@ def _probability(case, log_prob, name):
   The relative error of a probability is the absolute error of its logarithm,
   to which the input adds a few roundings of its own size.
   """
+  if not case.has(name):
+    return
   log_prob = np.asarray(log_prob)
   case.value(np.exp(log_prob), name)
   expected = np.asarray(case.expected(name), np.float64)

@@ -78,6 +78,7 @@ def _from_double(check):
       with jax.enable_x64(precision == 'f64'):
         check(own)
       assert not own.unread(), own.unread()
+      case.compared += own.compared
     case.read |= set(case.arrays)
 
   return run

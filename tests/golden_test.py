@@ -55,6 +55,7 @@ def test_golden(path, precision):
     case = Case(dict(file), precision)
   with jax.enable_x64(precision == 'f64'):
     CHECKS[pair(path)](case)
+  assert case.compared, f'{path.name}: nothing was compared'
   assert not case.unread(), f'{path.name}: not compared: {case.unread()}'
 
 

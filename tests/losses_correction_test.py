@@ -1,5 +1,7 @@
 """Losses corrected by a transition matrix."""
 
+import functools
+
 from fixture_losses import B, close, draw, grad, value_and_grad
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,72 @@ def test_zeros_in_the_matrix_and_extreme_logits(dtype):
   close(losses.forward(z, y, flip), [2e4, 0, np.log(2)], rtol=1e-3)
   slope = grad(lambda z: losses.forward(z, y, flip).sum())(z)
   close(slope.astype(jnp.float32), [[-1, 1], [0, 0], [-0.5, 0.5]], atol=1e-3)
+
+
+def all_four(change):
+  return [
+    *CORRECTED,
+    lambda z, y, t: losses.t_revision(z, y, t, change),
+  ]
+
+
+@pytest.mark.parametrize('scale', [1.0, 300.0])
+def test_soft_labels_are_as_exact_as_integer_ones(scale):
+  """At 300 the product p T underflows, and classes are summed one by one."""
+  z, y = draw(b=16, scale=scale)
+  flip = np.roll(np.eye(4, dtype=np.float32), 1, 1)
+
+  @jax.jit
+  def run(y):
+    def total(z, t, change):
+      return [jnp.sum(loss(z, y, t)) for loss in all_four(change)]
+
+    values = [loss(z, y, flip) for loss in all_four(jnp.zeros([4, 4]))]
+    slopes = jax.jacobian(total, (0, 2))(z, flip, jnp.zeros([4, 4]))
+    return values, slopes
+
+  (values, slopes), (soft, soft_slopes) = run(y), run(jax.nn.one_hot(y, 4))
+  assert np.isfinite(np.asarray(values)).all()
+  for a, b in zip(
+    jax.tree.leaves((values, slopes)),
+    jax.tree.leaves((soft, soft_slopes)),
+    strict=True,
+  ):
+    close(b, a, rtol=1e-4, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+@pytest.mark.parametrize('index', range(4))
+def test_soft_labels_need_no_array_of_batch_times_matrix(index):
+  b, c = 256, 1000
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  labels = jax.ShapeDtypeStruct([b], jnp.int32), shape([b, c])
+  loss = all_four(jnp.zeros([c, c]))[index]
+
+  def value_and_slopes(z, y, t):
+    return jax.value_and_grad(lambda z, t: loss(z, y, t).sum(), (0, 1))(z, t)
+
+  for f in (loss, value_and_slopes):
+    hard, soft = (
+      jax.jit(f)
+      .lower(shape([b, c]), y, shape([c, c]))
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+      for y in labels
+    )
+    assert soft <= 10 * hard
+
+
+def test_corrections_on_an_explicit_mesh():
+  """A gather from the matrix has to say how its rows are laid out."""
+  z, y = draw()
+  mesh = jax.make_mesh((8,), ('data',))
+  assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+  split = jax.NamedSharding(mesh, jax.P('data'))
+  run = jax.jit(
+    lambda z, y: [f(z, y, matrix()) for f in all_four(jnp.zeros([4, 4]))]
+  )
+  close(run(*jax.device_put((z, y), split)), run(z, y))
 
 
 def test_weights_stay_finite_where_the_definition_does_not():

@@ -135,6 +135,9 @@ def test_dmi_weights():
   bad = jax.jit(losses.dmi)(z.at[28].set(jnp.nan), y.at[30].set(-1), kept)
   close(bad, expected)
   assert np.isnan(jax.jit(losses.dmi)(z, y.at[3].set(7), kept))
+  close(losses.dmi(z, y.at[30].set(-1), kept), expected)  # outside jit too
+  with pytest.raises(ValueError, match='labels'):
+    losses.dmi(z, y.at[3].set(7), kept)
   with pytest.raises(ValueError, match='weights'):
     losses.dmi(z, y, jnp.ones(B - 1))
   with pytest.raises(ValueError, match='offset'):

@@ -156,5 +156,5 @@ def test_clip_logits_names_what_is_wrong(name, bad):
 
 def test_mixup_names_the_partner():
   z, y = draw()
-  with pytest.raises(ValueError, match='labels'):
+  with pytest.raises(ValueError, match='partners'):
     losses.mixup(z, y, y[:-1], 0.5)

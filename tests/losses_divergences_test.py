@@ -199,3 +199,45 @@ def test_tempered_derivatives_of_logits_and_temperature(t, order):
       order=order,
       rtol=1e-4,
     )
+
+
+def test_tempered_softmax_of_a_row_is_its_own():
+  """A NaN, or a row that takes longer, does not end the steps of others."""
+  z = draw()[0]
+  run = jax.jit(lambda z: losses.tempered_log_softmax(z, t=2.0))
+  beside = run(z.at[3].set(jnp.nan).at[4].multiply(1e3))
+  assert np.all(np.isnan(beside[3]))
+  rest = np.delete(np.arange(len(z)), [3, 4])
+  np.testing.assert_array_equal(beside[rest], run(z)[rest])
+  close(np.exp(beside[rest]).sum(-1), 1)
+
+
+# --- hyperparameters ---------------------------------------------------------
+
+
+def of_views(loss):
+  return lambda z, y, **h: loss(jnp.stack([z, -z]), y, **h)
+
+
+HYPERPARAMETERS = [
+  (losses.js, {'w0': 0.3, 'clip': 1e-3}),
+  (losses.anorm, {'a': 1.5, 'p': 0.9, 'clip': 1e-3}),
+  (losses.bi_tempered, {'t1': 0.8, 't2': 1.2}),
+  (of_views(losses.gjs), {'clip': 1e-3}),
+  (of_views(losses.gjs_of_mean), {'clip': 1e-3}),
+  (lambda z, y, t: losses.tempered_log_softmax(z, t=t), {'t': 1.2}),
+]
+
+
+@pytest.mark.parametrize(('loss', 'values'), HYPERPARAMETERS)
+def test_hyperparameters_are_scalars_of_any_precision(loss, values):
+  """An array of them would make [b, b] losses; arithmetic is that of logits."""
+  z, y = draw()
+  coarse = {name: jnp.bfloat16(value) for name, value in values.items()}
+  found = jax.jit(lambda h: loss(z, y, **h))(coarse)
+  assert found.dtype == jnp.float32
+  exact = {name: float(value) for name, value in coarse.items()}
+  close(found, loss(z, y, **exact), rtol=2e-5, atol=2e-6)
+  for name, value in values.items():
+    with pytest.raises(ValueError, match=f'{name} must be a scalar'):
+      loss(z, y, **{name: jnp.full([len(z), 1], value)})

@@ -15,7 +15,7 @@ LOGITS = RNG.normal(size=(B, C)).astype(np.float32) * 2
 SETS = RNG.random((B, C)) < 0.5
 SETS[:, 0] |= ~SETS.any(1)
 SETS[-1] = True
-WEIGHTS = RNG.random((B, C)).astype(np.float32)
+WEIGHTS = RNG.dirichlet(np.ones(C), B).astype(np.float32)
 
 
 def lws(z, s, **hp):
@@ -195,6 +195,9 @@ def test_bad_confidences_and_hyperparameters_are_named():
       losses.proden(LOGITS, w)
     with pytest.raises(error, match='confidence'):
       losses.lws(LOGITS, SETS, w)
+  with pytest.raises(ValueError, match='confidence'):
+    losses.lws(LOGITS, SETS, -WEIGHTS)
+  losses.proden(LOGITS, 0 * WEIGHTS)  # of an empty set
   for name in ('lw', 'lw0', 'offset'):
     with pytest.raises(ValueError, match=name):
       lws(LOGITS, SETS, **{name: -1.0})

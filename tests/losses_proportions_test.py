@@ -1,6 +1,5 @@
 """Losses of bags by their definitions: enumeration, bags of one, masks."""
 
-import functools
 import itertools
 
 import jax
@@ -130,6 +129,13 @@ def test_an_instance_is_sampled_from_the_bag():
   mean = losses.easy_llp(Z, SHARES, PRIOR, MASK)
   error = draws.std(0) / np.sqrt(4000)
   assert np.all(np.abs(draws.mean(0) - mean) < 5 * error + 1e-5)
+  keys = jax.random.split(KEY, 4)
+  some = losses.easy_llp_sampled(keys, Z, SHARES, PRIOR, MASK)
+  for bag in (0, 3):  # a key of its own
+    alone = losses.easy_llp_sampled(
+      keys[bag], Z[bag], SHARES[bag], PRIOR, MASK[bag]
+    )
+    np.testing.assert_allclose(alone, some[bag], rtol=1e-6)
   sizes = MASK.sum(1)
   assert [len(np.unique(draws[:, b])) for b in range(4)] == sizes.tolist()
 
@@ -197,50 +203,51 @@ def test_alike_instances_should_have_alike_scores():
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-# --- virtual adversarial training --------------------------------------------
-
-W = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
-X = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
-D = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
-
-
-def linear(x):
-  return x @ W
-
-
-def test_vat_of_a_constant_is_zero():
-  constant = lambda x: jnp.ones((len(x), 3)) + 0 * x[:, :1]
-  value, gradient = jax.value_and_grad(
-    lambda x: losses.vat(constant, x, D).sum()
-  )(X)
-  assert value == 0
-  assert not np.any(gradient)
-
-
-def test_vat_finds_the_direction_of_the_largest_change():
-  run = functools.partial(losses.vat, linear, X, D, xi=0.1, eps=0.1)
-  found = run(power=200)
-  p = np.asarray(jax.nn.softmax(linear(X), axis=-1))
-  best = [
-    np.linalg.eigvalsh(W @ (np.diag(q) - np.outer(q, q)) @ W.T)[-1] for q in p
+def test_reg_may_be_traced():
+  """Also 0: hard labels of two classes, and NaN of more; NaN below."""
+  z, counts = Z[..., :2], np.array([[2, 3], [3, 0], [0, 1], [3, 1]])
+  regs = jnp.array([0.0, 0.2, 1.0, -1.0])
+  swept = jax.jit(
+    jax.vmap(lambda reg: losses.transport(z, counts, MASK, reg=reg))
+  )(regs)
+  alone = [
+    losses.transport(z, counts, MASK, reg=reg) for reg in (0.0, 0.2, 1.0)
   ]
-  np.testing.assert_allclose(found, 0.5 * 0.1**2 * np.array(best), rtol=0.1)
-  assert np.all(run(power=0) < found)
+  np.testing.assert_allclose(swept[:3], alone, rtol=1e-5)
+  many = jax.jit(
+    jax.vmap(lambda reg: losses.transport(Z, COUNTS, MASK, reg=reg))
+  )
+  swept_many = many(regs)
+  np.testing.assert_allclose(
+    swept_many[1:3],
+    [losses.transport(Z, COUNTS, MASK, reg=reg) for reg in (0.2, 1.0)],
+    rtol=1e-5,
+  )
+  for nothing in (swept[3], swept_many[0], swept_many[3]):
+    assert np.all(np.isnan(nothing))
 
 
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'direction': D[:3]}, 'direction must have the shape of x'),
-    ({'xi': 0.0}, 'xi must be positive'),
-    ({'eps': -1.0}, 'eps must be positive'),
-    ({'power': -1}, 'power must be >= 0'),
-  ],
-)
-def test_bad_vat(change, message):
-  arguments = {'direction': D, **change}
-  with pytest.raises(ValueError, match=message):
-    losses.vat(linear, X, **arguments)
+def test_transport_of_a_bag_is_its_own():
+  """Neither its neighbors nor a NaN among them decide when it is done."""
+  run = jax.jit(
+    lambda z: losses.transport_labels(z, COUNTS, MASK, iterations=5000)
+  )
+  q, beside = run(Z), run(Z.at[1].set(jnp.nan).at[2].multiply(50))
+  for bag in (0, 3):
+    np.testing.assert_array_equal(beside[bag], q[bag])
+    alone = losses.transport_labels(
+      Z[bag], COUNTS[bag], MASK[bag], iterations=5000
+    )
+    np.testing.assert_allclose(alone, q[bag], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('never', [-jnp.inf, -1e30, -3e38])
+def test_transport_where_a_class_is_ruled_out(never):
+  """The others hold the counts, as if the instance were not there."""
+  z = jnp.array([[0.0, never], [0.0, 1.0], [0.0, -1.0]])
+  q = losses.transport_labels(z, jnp.array([2, 1]), reg=0.5)
+  rest = losses.transport_labels(z[1:], jnp.array([1, 1]), reg=0.5)
+  np.testing.assert_allclose(q, [[1, 0], *rest], atol=1e-6)
 
 
 # --- bad input ---------------------------------------------------------------
@@ -251,6 +258,12 @@ def test_bad_vat(change, message):
   [
     (lambda: losses.dllp_l1(Z, SHARES[:2]), 'proportions must be'),
     (lambda: losses.easy_llp(Z, SHARES, PRIOR[:2]), r'prior must be \[c\]'),
+    (
+      lambda: losses.easy_llp_sampled(
+        jax.random.split(KEY, 3), Z, SHARES, PRIOR
+      ),
+      'key must be one, or one for each bag',
+    ),
     (lambda: losses.dsq(Z, SHARES, 0.5), r'prior must be \[c\]'),
     (lambda: losses.gen_bags(Z, COUNTS[:2], WEIGHTS), r'counts must be \[b, c'),
     (lambda: losses.gen_bags(Z, COUNTS, WEIGHTS[:, :2]), 'weights must be'),
@@ -262,7 +275,19 @@ def test_bad_vat(change, message):
       lambda: losses.transport(Z, COUNTS, MASK, reg=0.0),
       'reg must be positive',
     ),
-    (lambda: losses.transport(Z, COUNTS, MASK, reg=-1.0), 'reg must be >= 0'),
+    (lambda: losses.transport(Z, COUNTS, MASK, reg=-1.0), 'reg must lie in'),
+    (
+      lambda: losses.transport(Z, COUNTS, MASK, reg=jnp.ones((4, 1))),
+      'reg must be a scalar',
+    ),
+    (
+      lambda: losses.transport(Z, COUNTS, MASK, iterations=0),
+      'iterations must be >= 1',
+    ),
+    (
+      lambda: losses.similarity_smoothness(Z[0, :, 0], Z[0], jnp.ones((5, 1))),
+      'weights must be',
+    ),
     (lambda: losses.similarity_smoothness(Z[0], Z[0]), r'scores must be \[n\]'),
     (lambda: losses.similarity_smoothness(Z[0, :, 0], Z[0, :2]), 'x must be'),
   ],

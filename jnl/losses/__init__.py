@@ -1,16 +1,26 @@
-"""Losses for labels that may be wrong: one value per example, never reduced.
+"""Losses for labels that may be wrong: one value per example.
 
 `f(logits, labels, *, hyperparameters)` with logits [..., c] and labels either
-[...] integers or [..., c] floats, told apart by rank and dtype. Soft labels
-mean the expected loss sum_k t_k loss(z, k); for `js`, `gjs`, `anorm`,
-`bi_tempered` and `sop`, which compare distributions, the definition on
-distributions.
+[...] integers or [..., c] floats, told apart by shape. Soft labels mean the
+expected loss sum_k t_k loss(z, k); for `js`, `gjs`, `anorm`, `bi_tempered` and
+`sop`, which compare distributions, the definition on distributions. Only `dmi`,
+`mean_entropy_gap` and `prior_mean_kl`, which are defined on a batch, reduce it.
 
 Inputs below float32 are raised to it and the loss is float32; float64 stays.
-A label out of range raises ValueError; where it cannot be looked at, inside
-jit, the loss of that example is NaN and its gradient 0, so that `global_mean`
-with weight 0 leaves it out. Hyperparameters may be traced. Clips of official
-code that stop gradients are off unless asked for.
+A label out of range, or a soft one off the simplex, raises ValueError; where it
+cannot be looked at, inside jit, the loss of the former is NaN and its gradient
+0, so that `global_mean` with weight 0 leaves it out, and the latter is taken as
+it is. Clips of official code that stop gradients are off unless asked for.
+
+Hyperparameters are scalars and may be traced, if they are not Python ints,
+bools or functions (`order`, `detach`). Weights of examples (`ratio`,
+`noisy_prob`, `weights`) are [...]; an array of another shape raises.
+
+A class of logit -inf is masked: it has probability and gradient 0, and counts
+for nothing where its label is 0. What compares all classes loses its meaning
+there: `nce`, `nfl` and `ngce(q=0)` are 0 with gradient 0 for every example (so
+that `nce_rce` is `rce` alone), `label_smoothing`, `gls`, `cores2` and
+`backward` are infinite (or about 1e30). Leave such classes out instead.
 """
 
 from jnl.losses.combined import (

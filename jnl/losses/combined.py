@@ -6,7 +6,7 @@ one also lowers the other probabilities. Active and negative ones (Ye et al.
 """
 
 from jnl.base import Array
-from jnl.losses._inputs import Scalar
+from jnl.losses._inputs import Scalar, check_range
 from jnl.losses.normalized import nce, nfl, ngce, nnce, nnfl
 from jnl.losses.robust import LOG_ZERO, ael, agce, aul, mae, rce
 
@@ -28,10 +28,10 @@ def nce_rce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+    alpha: weight of `nce`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, .1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `rce`.
-    log_zero: < 0, see `rce`.
+    beta: weight of `rce`, >= 0.
+    log_zero: <= 0, see `rce`.
     clip: in [0, 1], see `rce`; 1e-7 in the official code.
 
   Returns:
@@ -50,7 +50,7 @@ def nce_rce(
   """
   active = nce(logits, labels)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nce_mae(
@@ -68,9 +68,9 @@ def nce_mae(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+    alpha: weight of `nce`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, 1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `mae`.
+    beta: weight of `mae`, >= 0.
 
   Returns:
     [...], at least float32, >= 0.
@@ -87,7 +87,7 @@ def nce_mae(
   """
   active = nce(logits, labels)
   passive = mae(logits, labels)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nfl_rce(
@@ -108,11 +108,11 @@ def nfl_rce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nfl`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+    alpha: weight of `nfl`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, .1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `rce`.
+    beta: weight of `rce`, >= 0.
     gamma: >= 0, see `nfl`.
-    log_zero: < 0, see `rce`.
+    log_zero: <= 0, see `rce`.
     clip: in [0, 1], see `rce`; 1e-7 in the official code.
 
   Returns:
@@ -131,7 +131,7 @@ def nfl_rce(
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nfl_mae(
@@ -150,9 +150,9 @@ def nfl_mae(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nfl`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+    alpha: weight of `nfl`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, 1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `mae`.
+    beta: weight of `mae`, >= 0.
     gamma: >= 0, see `nfl`.
 
   Returns:
@@ -171,7 +171,7 @@ def nfl_mae(
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = mae(logits, labels)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def ngce_rce(
@@ -192,11 +192,11 @@ def ngce_rce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `ngce`; 1, 1 (with beta) for CIFAR-10, 10, .1 for
+    alpha: weight of `ngce`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, .1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `rce`.
+    beta: weight of `rce`, >= 0.
     q: in [0, 1], see `ngce`.
-    log_zero: < 0, see `rce`.
+    log_zero: <= 0, see `rce`.
     clip: in [0, 1], see `ngce` and `rce`; 1e-7 in the official code.
 
   Returns:
@@ -215,7 +215,7 @@ def ngce_rce(
   """
   active = ngce(logits, labels, q=q, clip=clip)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def ngce_mae(
@@ -235,9 +235,9 @@ def ngce_mae(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `ngce`; 1, 1 (with beta) for CIFAR-10, 10, 1 for
+    alpha: weight of `ngce`, >= 0; 1, 1 (with beta) for CIFAR-10, 10, 1 for
       CIFAR-100, 1, 10 for MNIST.
-    beta: weight of `mae`.
+    beta: weight of `mae`, >= 0.
     q: in [0, 1], see `ngce`.
     clip: in [0, 1], see `ngce`; 1e-7 in the official code.
 
@@ -257,7 +257,7 @@ def ngce_mae(
   """
   active = ngce(logits, labels, q=q, clip=clip)
   passive = mae(logits, labels)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nce_agce(
@@ -277,9 +277,9 @@ def nce_agce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; with beta, a, q: 1, 4, 6, 1.5 for CIFAR-10,
+    alpha: weight of `nce`, >= 0; with beta, a, q: 1, 4, 6, 1.5 for CIFAR-10,
       10, .1, 1.8, 3 for CIFAR-100.
-    beta: weight of `agce`.
+    beta: weight of `agce`, >= 0.
     a: >= 0, see `agce`.
     q: >= 0, see `agce`.
 
@@ -299,7 +299,7 @@ def nce_agce(
   """
   active = nce(logits, labels)
   passive = agce(logits, labels, a=a, q=q)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nce_aul(
@@ -319,9 +319,9 @@ def nce_aul(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; with beta, a, q: 1, 4, 6.3, 1.5 for
+    alpha: weight of `nce`, >= 0; with beta, a, q: 1, 4, 6.3, 1.5 for
       CIFAR-10, 10, .015, 6, 3 for CIFAR-100.
-    beta: weight of `aul`.
+    beta: weight of `aul`, >= 0.
     a: >= 1, see `aul`.
     q: > 0, see `aul`.
 
@@ -341,7 +341,7 @@ def nce_aul(
   """
   active = nce(logits, labels)
   passive = aul(logits, labels, a=a, q=q)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def nce_ael(
@@ -360,9 +360,9 @@ def nce_ael(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; with beta, a: 1, 4, 5 for CIFAR-10, 10, .1, 1.5
-      for CIFAR-100.
-    beta: weight of `ael`.
+    alpha: weight of `nce`, >= 0; with beta, a: 1, 4, 5 for CIFAR-10, 10, .1,
+      1.5 for CIFAR-100.
+    beta: weight of `ael`, >= 0.
     a: > 0, see `ael`.
 
   Returns:
@@ -381,7 +381,7 @@ def nce_ael(
   """
   active = nce(logits, labels)
   passive = ael(logits, labels, a=a)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def anl_ce(
@@ -405,9 +405,9 @@ def anl_ce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nce`; with beta: 5, 5 for CIFAR-10, 10, 1 for
+    alpha: weight of `nce`, >= 0; with beta: 5, 5 for CIFAR-10, 10, 1 for
       CIFAR-100, 1, 1 for MNIST.
-    beta: weight of `nnce`.
+    beta: weight of `nnce`, >= 0.
     min_prob: in (0, 1 / c), see `nnce`.
     max_prob: in (1 / c, 1], see `nnce`.
 
@@ -427,7 +427,7 @@ def anl_ce(
   """
   active = nce(logits, labels)
   passive = nnce(logits, labels, min_prob=min_prob, max_prob=max_prob)
-  return alpha * active + beta * passive
+  return _weighted(alpha, active, beta, passive)
 
 
 def anl_fl(
@@ -450,9 +450,9 @@ def anl_fl(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `nfl`; with beta: 5, 5 for CIFAR-10, 10, 1 for
+    alpha: weight of `nfl`, >= 0; with beta: 5, 5 for CIFAR-10, 10, 1 for
       CIFAR-100, 1, 1 for MNIST.
-    beta: weight of `nnfl`.
+    beta: weight of `nnfl`, >= 0.
     gamma: >= 0, see `nfl`.
     min_prob: in (0, 1 / c), see `nnce`.
 
@@ -472,4 +472,12 @@ def anl_fl(
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = nnfl(logits, labels, gamma=gamma, min_prob=min_prob)
+  return _weighted(alpha, active, beta, passive)
+
+
+def _weighted(
+  alpha: Scalar, active: Array, beta: Scalar, passive: Array
+) -> Array:
+  check_range('alpha', alpha, 0)
+  check_range('beta', beta, 0)
   return alpha * active + beta * passive

@@ -4,11 +4,24 @@
 network learns the true classes, its loss is read through the matrix.
 """
 
+import math
+
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from jnl.base import Array, check, is_concrete
-from jnl.losses._inputs import Label, expect, log_prob, log_probs, read
+from jnl.inputs import read_transition
+from jnl.losses._inputs import (
+  Label,
+  as_array,
+  bounded,
+  expect,
+  log_prob,
+  log_probs,
+  read,
+  settle,
+)
 
 IMPOSSIBLE = -1e30
 """The logarithm of the probability of a label that the matrix rules out."""
@@ -83,9 +96,11 @@ def backward(logits: Array, labels: Array, transition: Array) -> Array:
   inverse = jnp.linalg.inv(_read_transition(transition, logits))
   if is_concrete(inverse):
     check(jnp.all(jnp.isfinite(inverse)), 'transition must be invertible')
-  rows = _rows(inverse, label)
-  losses = -jnp.sum(rows * log_probs(logits)[..., None, :], axis=-1)
-  return expect(losses, label)
+  if label.valid is None:
+    rows = jnp.matmul(label.values, inverse, precision=lax.Precision.HIGHEST)
+  else:
+    rows = _rows(inverse, label.values[..., 0])
+  return settle(-jnp.sum(rows * log_probs(bounded(logits)), axis=-1), label)
 
 
 def importance_reweight(
@@ -123,7 +138,7 @@ def importance_reweight(
   transition = _read_transition(transition, logits)
   log_p = log_prob(logits, label)
   weight = _weight(log_p, _log_noisy_prob(logits, label, transition))
-  return expect(-jax.lax.stop_gradient(weight) * log_p, label)
+  return expect(-lax.stop_gradient(weight) * log_p, label)
 
 
 def t_revision(
@@ -163,38 +178,29 @@ def t_revision(
   """
   logits, label = read(logits, labels)
   transition = _read_transition(transition, logits)
-  revision = _read_square(revision, logits, 'revision')
+  revision, c = as_array('revision', revision), logits.shape[-1]
+  check(
+    revision.shape == (c, c),
+    f'revision must be [c, c] = [{c}, {c}], got shape {revision.shape}',
+  )
   log_p = log_prob(logits, label)
-  log_noisy = _log_noisy_prob(logits, label, transition + revision)
+  matrix = transition + revision.astype(logits.dtype)
+  log_noisy = _log_noisy_prob(logits, label, matrix)
   return expect(-_weight(log_p, log_noisy) * log_p, label)
 
 
-def _read_square(matrix: Array, logits: Array, name: str) -> Array:
-  matrix, c = jnp.asarray(matrix), logits.shape[-1]
-  check(
-    matrix.shape == (c, c),
-    f'{name} must be [c, c] = [{c}, {c}], got shape {matrix.shape}',
-  )
-  return matrix.astype(logits.dtype)
-
-
 def _read_transition(transition: Array, logits: Array) -> Array:
-  transition = _read_square(transition, logits, 'transition')
-  if is_concrete(transition):
-    # Loose: matrices are estimated, stored and multiplied in float32 or less.
-    off = jnp.abs(jnp.sum(transition, axis=1) - 1)
-    check(
-      jnp.all(transition >= -1e-6) & jnp.all(off < 1e-3),
-      'transition must have non-negative rows that sum to one',
-    )
-  return transition
+  return read_transition(transition, logits.shape[-1]).astype(logits.dtype)
 
 
-def _rows(matrix: Array, label: Label) -> Array:
-  """Row y of a matrix [..., 1, c]; for soft labels all rows, [c, c]."""
-  if label.valid is None:
-    return matrix
-  return matrix[label.values]
+def _rows(matrix: Array, index: Array) -> Array:
+  """Rows [..., c] of a matrix, laid out over devices as the index [...] is."""
+  sharding = jax.typeof(index).sharding
+  if sharding.mesh.explicit_axes:  # jax asks for the layout there
+    spec = jax.P(*sharding.spec, None)
+    out = jax.NamedSharding(sharding.mesh, spec)
+    return matrix.at[index].get(out_sharding=out)
+  return matrix[index]
 
 
 def _weight(log_p: Array, log_noisy: Array) -> Array:
@@ -204,20 +210,49 @@ def _weight(log_p: Array, log_noisy: Array) -> Array:
 
 
 def _log_noisy_prob(logits: Array, label: Label, transition: Array) -> Array:
-  """log (p T)_y, [..., 1]; for soft labels of all classes, [..., c].
+  """log (p T)_y, [..., 1]; for soft labels of all classes, [..., c]."""
+  log_p = log_probs(logits)
+  if label.valid is None:
+    return _log_noisy_probs(log_p, transition)
+  columns = _rows(transition.T, label.values[..., 0])
+  return _log_mean(log_p, columns)[..., None]
+
+
+def _log_noisy_probs(log_p: Array, transition: Array) -> Array:
+  """log (p T), [..., c], without an array [..., c, c].
+
+  A product of the probabilities over the largest one, unless a sum underflows
+  in it: then class by class, as exactly as for integer labels.
+  """
+  shift = lax.stop_gradient(jnp.max(log_p, axis=-1, keepdims=True))
+  total = jnp.matmul(
+    jnp.exp(log_p - shift), transition, precision=lax.Precision.HIGHEST
+  )
+  possible = jnp.any(transition > 0, axis=0)
+  underflows = jnp.any(possible & (jnp.abs(total) < math.exp(-LARGEST)))
+
+  def each_class() -> Array:
+    each = jax.checkpoint(lambda column: _log_mean(log_p, column))
+    return jnp.moveaxis(lax.map(each, transition.T), 0, -1)
+
+  return lax.cond(underflows, each_class, lambda: _log(total, shift))
+
+
+def _log_mean(log_p: Array, columns: Array) -> Array:
+  """log sum_k p_k columns_k, [...]; columns are [..., c], or one for all, [c].
 
   The sum over true classes is scaled by the most probable one among those that
   can turn into y, so that it cannot underflow; entries of T that are 0 keep
   their gradient (up to a scale of e^60), since a revision starts from there.
   """
-  columns = _rows(transition.T, label)  # [..., 1 or c, c]
-  log_p = log_probs(logits)[..., None, :]
   possible = jnp.where(columns > 0, log_p, -jnp.inf)
-  shift = jnp.max(possible, axis=-1, keepdims=True)
-  shift = jnp.where(jnp.isfinite(shift), shift, 0)
-  shift = jax.lax.stop_gradient(shift)
-  scaled = jnp.exp(jnp.minimum(log_p - shift, LARGEST))
-  total = jnp.sum(scaled * columns, axis=-1)
+  shift = jnp.max(possible, axis=-1)
+  shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
+  scaled = jnp.exp(jnp.minimum(log_p - shift[..., None], LARGEST))
+  return _log(jnp.sum(scaled * columns, axis=-1), shift)
+
+
+def _log(total: Array, shift: Array) -> Array:
+  """log(total e^shift), finite and without gradient if there is nothing."""
   some = total > 0
-  log_total = jnp.log(jnp.where(some, total, 1)) + shift[..., 0]
-  return jnp.where(some, log_total, IMPOSSIBLE)
+  return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + shift, IMPOSSIBLE)

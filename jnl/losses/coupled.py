@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
-from jnl.base import Array, check, global_mean, global_sum
+from jnl.base import Array, check, global_mean, global_sum, whole
 from jnl.losses import _inputs
 from jnl.losses._inputs import Scalar, check_range, expect, log_prob, read
 from jnl.losses.cross_entropy import ce
@@ -42,7 +43,7 @@ def peer(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    peer_logits: [..., c], of other inputs, drawn at random.
+    peer_logits: like `logits`, of other inputs, drawn at random.
     peer_labels: like `labels`, of yet other examples, drawn at random.
     alpha: the weight; official runs ramp it from 0 to 1 and on to 2 and more,
       and divide the learning rate by 1 + alpha.
@@ -53,7 +54,7 @@ def peer(
 
   Raises:
     TypeError, ValueError: if an array is malformed.
-    ValueError: if `offset` is negative.
+    ValueError: if `alpha` is no scalar, or `offset` is negative.
 
   >>> z, y = jnp.zeros([2, 3]), jnp.array([0, 1])
   >>> peer(z, y, z[::-1], y).tolist()
@@ -62,9 +63,12 @@ def peer(
   Reference: Liu, Guo, "Peer Loss Functions: Learning from Noisy Labels without
   Knowing Noise Rates", ICML 2020, arXiv 1910.03231.
   """
+  check_range('alpha', alpha)
   check_range('offset', offset, 0)
-  own = _offset_ce(logits, labels, offset)
-  other = _offset_ce(peer_logits, peer_labels, offset)
+  own, other = (
+    expect(-_offset(log_prob(z, y), offset), y)
+    for z, y in _read_peers(logits, labels, peer_logits, peer_labels)
+  )
   return own - alpha * other
 
 
@@ -86,7 +90,7 @@ def cores2(
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
     beta: 0 for 10 epochs, rising to 2 over the next 30 in the official code.
-    prior: pi, [c], of the noisy labels; uniform by default.
+    prior: pi, [c] on the simplex, of the noisy labels; uniform by default.
     offset: epsilon >= 0; 1e-8 in the official code, 0 in the paper.
 
   Returns:
@@ -94,7 +98,8 @@ def cores2(
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `prior` is not [c], or `offset` is negative.
+    ValueError: if `prior` is not [c] or off the simplex, `beta` is no scalar,
+      or `offset` is negative.
 
   >>> cores2(jnp.zeros([1, 4]), jnp.array([2]), beta=1.).tolist()
   [0.0]
@@ -102,11 +107,14 @@ def cores2(
   Reference: Cheng, Zhu, Li, Gong, Sun, Liu, "Learning with Instance-Dependent
   Label Noise: A Sample Sieve Approach", ICLR 2021, arXiv 2010.02347.
   """
+  check_range('beta', beta)
   check_range('offset', offset, 0)
   losses = ce(logits, labels)
-  logits = _inputs.read_logits(logits)
+  plain = prior is None and _inputs.is_zero(offset)
+  logits = _inputs.read_logits(logits, masked=not plain)
   log_p = _offset(_inputs.log_probs(logits), offset)
-  return losses + beta * jnp.sum(_prior(prior, logits) * log_p, axis=-1)
+  mean = jnp.sum(_prior(prior, logits) * log_p, axis=-1)
+  return losses + beta * _inputs.bounded(mean)
 
 
 def cores2_sieve(
@@ -193,7 +201,7 @@ def f_divergence(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    peer_logits: [..., c], of other inputs, drawn at random.
+    peer_logits: like `logits`, of other inputs, drawn at random.
     peer_labels: like `labels`, of yet other examples, drawn at random.
     divergence: g and f*(g).
 
@@ -211,11 +219,13 @@ def f_divergence(
   Noise", ICLR 2021, arXiv 2011.03687; Nowozin, Cseke, Tomioka, "f-GAN", NeurIPS
   2016, arXiv 1606.00709.
   """
-  logits, label = read(logits, labels)
-  peer_logits, peer_label = read(peer_logits, peer_labels)
-  own = divergence.activation(jnp.exp(log_prob(logits, label)))
-  other = divergence.conjugate(jnp.exp(log_prob(peer_logits, peer_label)))
-  return expect(other, peer_label) - expect(own, label)
+  pairs = _read_peers(logits, labels, peer_logits, peer_labels)
+  functions = (divergence.activation, divergence.conjugate)
+  own, other = (
+    expect(f(jnp.exp(log_prob(z, y))), y)
+    for f, (z, y) in zip(functions, pairs, strict=True)
+  )
+  return other - own
 
 
 def dmi(
@@ -239,7 +249,7 @@ def dmi(
     logits: [b, c].
     labels: [b] int, or [b, c] soft.
     weights: [b], >= 0; examples of weight 0 count for nothing, whatever their
-      label.
+      logits and label.
     offset: epsilon > 0, 1e-3 in most public code.
     mean: divides U by the total weight, with `offset=1e-4` the other public
       form. (The paper's U is a mean too.)
@@ -350,18 +360,28 @@ def _offset(log_p: Array, offset: Scalar) -> Array:
   return jnp.logaddexp(log_p, jnp.log(offset))
 
 
-def _offset_ce(logits: Array, labels: Array, offset: Scalar) -> Array:
-  logits, label = read(logits, labels)
-  return expect(-_offset(log_prob(logits, label), offset), label)
+def _read_peers(
+  logits: Array, labels: Array, peer_logits: Array, peer_labels: Array
+) -> tuple[tuple[Array, _inputs.Label], tuple[Array, _inputs.Label]]:
+  """Checks both pairs, which must not broadcast against each other."""
+  own = read(logits, labels)
+  peer_logits = _inputs.read_logits(peer_logits, 'peer_logits')
+  check(
+    peer_logits.shape == own[0].shape,
+    f'peer_logits must have the shape of logits, {own[0].shape}, got '
+    f'{peer_logits.shape}',
+  )
+  return own, read(peer_logits, peer_labels, 'peer_labels')
 
 
 def _prior(prior: Array | None, logits: Array) -> Array:
   c = logits.shape[-1]
   if prior is None:
     return jnp.full([c], 1 / c, logits.dtype)
-  prior = jnp.asarray(prior, logits.dtype)
+  prior = _inputs.as_array('prior', prior)
   check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
-  return prior
+  _inputs.check_simplex('prior', prior)
+  return prior.astype(logits.dtype)
 
 
 def _safe_log(x: Array) -> Array:
@@ -391,15 +411,15 @@ def _read_batch(
   logits: Array, labels: Array, weights: Array
 ) -> tuple[Array, _inputs.Label, Array]:
   """Probabilities [b, c], labels and weights with masked rows neutral."""
-  logits, label = read(logits, labels)
-  check(logits.ndim == 2, f'logits must be [b, c], got shape {logits.shape}')
-  weights = jnp.asarray(weights)
+  shape, weights = np.shape(logits), jnp.asarray(weights)
+  check(len(shape) == 2, f'logits must be [b, c], got shape {shape}')
   check(
-    weights.shape == logits.shape[:1],
-    f'weights must be [b] = [{logits.shape[0]}], got shape {weights.shape}',
+    weights.shape == shape[:1],
+    f'weights must be [b] = [{shape[0]}], got shape {weights.shape}',
   )
-  weights = weights.astype(logits.dtype)
   counts = weights != 0
+  logits, label = read(logits, labels, where=counts)
+  weights = weights.astype(logits.dtype)
   logits = jnp.where(counts[:, None], logits, 0)  # a masked NaN
   if label.valid is not None:
     weights = jnp.where(counts & ~label.valid, jnp.nan, weights)
@@ -408,9 +428,9 @@ def _read_batch(
 
 def _confusion(p: Array, label: _inputs.Label, weights: Array) -> Array:
   """The weighted sum of predictions for each label, [c, c]."""
-  weighted = weights[:, None] * p
+  weighted = whole(weights[:, None] * p)
   if label.valid is None:
     counts = (weights != 0)[:, None]
-    return jnp.where(counts, label.values, 0).T @ weighted
-  own = label.values[:, 0]
+    return whole(jnp.where(counts, label.values, 0)).T @ weighted
+  own = whole(label.values[:, 0])
   return jax.ops.segment_sum(weighted, own, num_segments=p.shape[-1])

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from jnl.base import Array
 from jnl.losses import _inputs
-from jnl.losses._inputs import Scalar, check_range, expect, log_prob, read
+from jnl.losses._inputs import (
+  Scalar,
+  check_range,
+  expect,
+  log_prob,
+  read,
+  read_weight,
+)
 
 
 def ce(logits: Array, labels: Array) -> Array:
@@ -64,7 +71,7 @@ def gls(
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `rate` is out of range.
+    ValueError: if a hyperparameter is out of range.
 
   >>> z, y = jnp.array([[2., 0., 0.]]), jnp.array([0])
   >>> bool(gls(z, y, rate=-1.)[0] < gls(z, y, rate=0.)[0])
@@ -73,10 +80,15 @@ def gls(
   Reference: Wei, Liu, Liu, Niu, Sugiyama, Liu, "To Smooth or Not? When Label
   Smoothing Meets Noisy Labels", ICML 2022, arXiv 2106.04149.
   """
-  check_range('rate', rate, -jnp.inf, 1)
+  check_range('rate', rate, high=1)
+  check_range('wa', wa)
+  check_range('wb', wb)
   logits, label = read(logits, labels)
   own = (wa + wb * (1 - rate)) * log_prob(logits, label)
-  return expect(-own - wb * rate * _inputs.mean_log_prob(logits), label)
+  mean = _inputs.mean_log_prob(logits)
+  if _inputs.may_be_zero(rate) or _inputs.may_be_zero(wb):
+    mean = _inputs.bounded(mean)  # 0 times what is infinite for a masked class
+  return expect(-own - wb * rate * mean, label)
 
 
 def label_smoothing(
@@ -209,14 +221,15 @@ def dynamic_bootstrap(
     labels: [...] int, or [..., c] soft.
     guesses: the network's own answer for the unmixed input: [...] int (the
       argmax: "hard"), or [..., c] (the softmax: "soft"). No gradient.
-    noisy_prob: w, [...] or a scalar, the posterior probability that the label
-      is wrong; the official code clips it to [1e-4, 1 - 1e-4].
+    noisy_prob: w in [0, 1], [...] or a scalar, the posterior probability that
+      the label is wrong; the official code clips it to [1e-4, 1 - 1e-4].
 
   Returns:
     [...], at least float32, >= 0.
 
   Raises:
     TypeError, ValueError: if `logits`, `labels` or `guesses` are malformed.
+    ValueError: if `noisy_prob` has another shape or is out of range.
 
   >>> z, y, guess = jnp.array([[1., 3.]]), jnp.array([0]), jnp.array([1])
   >>> bool(dynamic_bootstrap(z, y, guess, jnp.ones(1))[0] == ce(z, guess)[0])
@@ -225,7 +238,10 @@ def dynamic_bootstrap(
   Reference: Arazo, Ortego, Albert, O'Connor, McGuinness, "Unsupervised Label
   Noise Modeling and Loss Correction", ICML 2019, arXiv 1904.11238.
   """
-  return mixup(logits, labels, jax.lax.stop_gradient(guesses), 1 - noisy_prob)
+  guesses = jax.lax.stop_gradient(guesses)
+  own, other = _two_ce(logits, labels, guesses, 'guesses')
+  weight = read_weight('noisy_prob', noisy_prob, own, 1)
+  return (1 - weight) * own + weight * other
 
 
 def mixup(
@@ -247,6 +263,7 @@ def mixup(
 
   Raises:
     TypeError, ValueError: if `logits`, `labels` or `partners` are malformed.
+    ValueError: if `ratio` has another shape or is out of range.
 
   >>> z, y = jnp.array([[1., 3.]]), jnp.array([0])
   >>> bool(mixup(z, y, y, 0.3)[0] == ce(z, y)[0])
@@ -255,7 +272,18 @@ def mixup(
   Reference: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk
   Minimization", ICLR 2018, arXiv 1710.09412.
   """
-  return ratio * ce(logits, labels) + (1 - ratio) * ce(logits, partners)
+  own, other = _two_ce(logits, labels, partners, 'partners')
+  weight = read_weight('ratio', ratio, own, 1)
+  return weight * own + (1 - weight) * other
+
+
+def _two_ce(
+  logits: Array, labels: Array, others: Array, name: str
+) -> tuple[Array, Array]:
+  """Cross-entropy of both labels; the second are called `name`."""
+  pairs = read(logits, labels), read(logits, others, name)
+  own, other = (expect(-log_prob(z, y), y) for z, y in pairs)
+  return own, other
 
 
 def negative_learning(
@@ -290,11 +318,11 @@ def negative_learning(
   """
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
-  log_not_p = _log_not(logits, log_prob(logits, label))
+  log_not_p = log_not(logits, log_prob(logits, label))
   return expect(-_inputs.floor(log_not_p, clip), label)
 
 
-def _log_not(logits: Array, log_p: Array) -> Array:
+def log_not(logits: Array, log_p: Array) -> Array:
   """log(1 - p): only the top class can need the sum over all others."""
   top = _inputs.top_class(logits)
   others = jnp.where(top == jnp.arange(logits.shape[-1]), -jnp.inf, logits)

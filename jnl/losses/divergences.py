@@ -55,6 +55,7 @@ def js(
   _check_weight(w0)
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
+  w0 = jnp.asarray(w0, logits.dtype)
   if label.valid is not None and _inputs.is_zero(clip):
     return settle(_js_of_label(_inputs.log_prob(logits, label), w0), label)
   log_p = _inputs.log_probs(logits)
@@ -145,6 +146,7 @@ def gjs_of_mean(
   """
   check_range('clip', clip, 0, 1)
   logits, label, weights = _read_views(logits, labels, weights)
+  logits = _inputs.bounded(logits)
   log_w = jnp.log(weights[1:]).reshape((-1,) + (1,) * (logits.ndim - 1))
   log_p = jax.nn.logsumexp(log_w + _inputs.log_probs(logits), axis=0)
   w0 = weights[0]
@@ -245,6 +247,7 @@ def bi_tempered(
   check_range('t1', t1, 0, 1)
   check_range('t2', t2, 0, open_low=True)
   logits, label = read(logits, labels)
+  t1 = jnp.asarray(t1, logits.dtype)
   log_p = tempered_log_softmax(logits, t=t2)
   own = log_p if label.valid is None else _inputs.take(log_p, label.values)
   squares = jnp.sum(jnp.exp((2 - t1) * log_p), axis=-1, keepdims=True)
@@ -301,6 +304,7 @@ NEVER = -1e30
 
 
 def _check_weight(w0: Scalar) -> None:
+  _inputs.check_scalar('w0', w0)
   check((w0 > 0) & (w0 < 1), f'w0 must lie in (0, 1), got {w0}')
 
 
@@ -386,7 +390,7 @@ def _log_exp(x: Array, t: Array) -> Array:
   off = t != 1
   rate = jnp.where(off, 1 - t, 1)
   argument = rate * x
-  inside = argument > -1
+  inside = ~(argument <= -1)  # a NaN too, and stays one
   tempered = jnp.log1p(jnp.where(inside, argument, 0)) / rate
   return jnp.where(off, jnp.where(inside, tempered, NEVER), x)
 
@@ -399,20 +403,24 @@ def _tempered_normalizer(shifted: Array, t: Array) -> Array:
   tolerance = 0.1 * jnp.finfo(shifted.dtype).eps ** 0.5
 
   def step(carry):
-    lam, _, count = carry
+    lam, unfinished, count = carry
     log_e = _log_exp(shifted - lam, t)
     log_f = jax.nn.logsumexp(log_e, axis=-1, keepdims=True)
     slope = jnp.sum(jnp.exp(t * log_e), axis=-1, keepdims=True)
     move = -jnp.exp(t * log_f) * _inputs.box_cox(log_f, 1 - t) / slope
-    largest = jnp.max(jnp.abs(move) / (1 + lam), initial=0)
-    return lam + move, largest, count + 1
+    # Each example for itself, and a NaN is never unfinished: neither one's
+    # neighbors nor a row of weight 0 decide where its steps end.
+    moved = jnp.where(unfinished, lam + move, lam)
+    unfinished = unfinished & (jnp.abs(move) > tolerance * (1 + lam))
+    return moved, unfinished, count + 1
 
-  def unfinished(carry):
-    return (carry[1] > tolerance) & (carry[2] < 100)
+  def goes_on(carry):
+    return jnp.any(carry[1]) & (carry[2] < 100)
 
-  start = jnp.zeros_like(shifted[..., :1])
-  carry = (start, jnp.asarray(jnp.inf, shifted.dtype), 0)
-  return lax.while_loop(unfinished, step, carry)[0]
+  # The first step is outside, so that what is carried varies over mapped axes
+  # as the logits do.
+  first = step((jnp.zeros_like(shifted[..., :1]), True, 0))
+  return lax.while_loop(goes_on, step, first)[0]
 
 
 @_tempered_normalizer.defjvp

@@ -6,6 +6,7 @@ what it loses in fit, the combinations in `combined.py` give back.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jnl.base import Array, check
 from jnl.losses import _inputs
@@ -63,7 +64,7 @@ def nmae(logits: Array, labels: Array) -> Array:
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
   for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
-  return mae(logits, labels) / (jnp.shape(logits)[-1] - 1)
+  return mae(logits, labels) / (np.shape(logits)[-1] - 1)
 
 
 def nrce(logits: Array, labels: Array, *, clip: Scalar = 0.0) -> Array:
@@ -93,7 +94,7 @@ def nrce(logits: Array, labels: Array, *, clip: Scalar = 0.0) -> Array:
   for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   reverse = rce(logits, labels, log_zero=-1.0, clip=clip)
-  return reverse / (jnp.shape(logits)[-1] - 1)
+  return reverse / (np.shape(logits)[-1] - 1)
 
 
 def ngce(
@@ -316,11 +317,14 @@ def _focal(log_p: Array, gamma: Scalar, detach: bool) -> Array:
   factor = _inputs.raise_to(-_inputs.expm1(log_p), gamma)
   if detach:
     factor = jax.lax.stop_gradient(factor)
+  else:
+    log_p = _inputs.bounded(log_p)  # its product with the slope of the factor
   return -factor * log_p
 
 
 def _check_min_prob(min_prob: Scalar, logits: Array) -> None:
   # From 1 / c on the normalizer could be 0.
+  _inputs.check_scalar('min_prob', min_prob)
   classes = logits.shape[-1]
   check(
     (min_prob > 0) & (min_prob < 1 / classes),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jnl.base import Array, check, is_concrete
 from jnl.losses import _inputs
 from jnl.losses._inputs import Scalar, check_range
-from jnl.losses.cross_entropy import _log_not, negative_learning
+from jnl.losses.cross_entropy import log_not
 
 
 def cc(logits: Array, candidates: Array) -> Array:
@@ -37,7 +37,7 @@ def cc(logits: Array, candidates: Array) -> Array:
   Reference: Feng, Lv, Han, Xu, Niu, Geng, An, Sugiyama, "Provably Consistent
   Partial-Label Learning", NeurIPS 2020, arXiv 2007.08929.
   """
-  logits, candidates = read_candidates(logits, candidates)
+  logits, candidates = read_candidates(logits, candidates, masked=False)
   kept = _kept(candidates)
   shift, log_sum = _inputs.shift_and_log_sum(logits)
   shift_in, log_sum_in = _inputs.shift_and_log_sum(
@@ -85,14 +85,15 @@ def proden(logits: Array, confidence: Array) -> Array:
 
   Args:
     logits: [..., c].
-    confidence: w, [..., c] floating-point, on the simplex over the candidates.
-      No gradient.
+    confidence: w, [..., c] floating-point, on the simplex over the candidates,
+      or all 0 for an empty set. No gradient.
 
   Returns:
     [...], at least float32, >= 0.
 
   Raises:
-    TypeError, ValueError: if `logits` or `confidence` are malformed.
+    TypeError, ValueError: if `logits` or `confidence` are malformed; the
+      latter, outside jit, also if a row is off the simplex.
 
   >>> proden(jnp.zeros(2), jnp.array([0.5, 0.5])).round(3).tolist()
   0.6930000185966492
@@ -101,9 +102,10 @@ def proden(logits: Array, confidence: Array) -> Array:
   True Labels for Partial-Label Learning", ICML 2020, arXiv 2002.08053. RC: see
   `cc`.
   """
-  logits = _inputs.read_logits(logits)
-  confidence = _read_confidence(confidence, logits)
-  return -jnp.sum(confidence * _inputs.log_probs(logits), axis=-1)
+  logits = _inputs.read_logits(logits, masked=True)
+  weights = _read_confidence(confidence, logits)
+  _inputs.check_simplex('confidence', jnp.asarray(confidence), may_be_zero=True)
+  return -jnp.sum(weights * _inputs.log_probs(logits), axis=-1)
 
 
 def proden_confidence(logits: Array, candidates: Array) -> Array:
@@ -200,7 +202,8 @@ def rule_out(
   logits, candidates = read_candidates(logits, candidates, may_be_empty=True)
   excluded = jnp.where(candidates, 0, 1).astype(logits.dtype)
   if _inputs.is_zero(offset):
-    return negative_learning(logits, excluded)
+    log_left = log_not(logits, _inputs.log_probs(logits))
+    return -jnp.sum(excluded * log_left, axis=-1)
   # In probabilities, so that float32 rounds as it does in the official code.
   left = (1 + jnp.asarray(offset, logits.dtype)) - _inputs.probs(logits)
   left = jnp.where(left > 0, left, jnp.finfo(left.dtype).tiny)
@@ -224,7 +227,8 @@ def lws(
   Args:
     logits: [..., c].
     candidates: S, [..., c] bool.
-    confidence: w, [..., c] floating-point, see `lws_confidence`. No gradient.
+    confidence: w >= 0, [..., c] floating-point, see `lws_confidence`. No
+      gradient.
     lw: lambda, the leverage, >= 0.
     lw0: lambda_0, >= 0.
     offset: epsilon >= 0, 1e-8 in the official code.
@@ -249,7 +253,7 @@ def lws(
   confidence = _read_confidence(confidence, logits)
   log_p = _inputs.log_probs(logits)
   inside = _offset(log_p, offset)
-  outside = _offset(_log_not(logits, log_p), offset)
+  outside = _offset(log_not(logits, log_p), offset)
   terms = jnp.where(candidates, lw0 * inside, lw * outside)
   losses = -jnp.sum(confidence * terms, axis=-1)
   return jnp.where(jnp.any(candidates, axis=-1), losses, 0)
@@ -285,7 +289,11 @@ def lws_confidence(logits: Array, candidates: Array) -> Array:
 
 
 def read_candidates(
-  logits: Array, candidates: Array, *, may_be_empty: bool = False
+  logits: Array,
+  candidates: Array,
+  *,
+  may_be_empty: bool = False,
+  masked: bool = True,
 ) -> tuple[Array, Array]:
   """Checks logits [..., c] and candidates of the same shape.
 
@@ -293,6 +301,7 @@ def read_candidates(
     logits: floating-point, c >= 2.
     candidates: bool.
     may_be_empty: whether a set without candidates has a meaning.
+    masked: see `read_logits`.
 
   Returns:
     The logits in at least float32, and the candidates.
@@ -301,7 +310,8 @@ def read_candidates(
     TypeError: if a dtype is wrong.
     ValueError: if a shape is, or outside jit if a set is empty.
   """
-  logits, candidates = _inputs.read_logits(logits), jnp.asarray(candidates)
+  logits = _inputs.read_logits(logits, masked=masked)
+  candidates = _inputs.as_array('candidates', candidates)
   check(
     candidates.dtype == bool,
     f'candidates must be bool, got {candidates.dtype}',
@@ -332,7 +342,7 @@ def _within(logits: Array, mask: Array) -> Array:
 
 
 def _read_confidence(confidence: Array, logits: Array) -> Array:
-  confidence = jnp.asarray(confidence)
+  confidence = _inputs.as_array('confidence', confidence)
   check(
     jnp.issubdtype(confidence.dtype, jnp.floating),
     f'confidence must be floating-point, got {confidence.dtype}',
@@ -343,6 +353,7 @@ def _read_confidence(confidence: Array, logits: Array) -> Array:
     f'confidence must have the shape of the logits, {logits.shape}, got '
     f'{confidence.shape}',
   )
+  _inputs.check_between('confidence', confidence, 0)
   return jax.lax.stop_gradient(confidence.astype(logits.dtype))
 
 

@@ -17,7 +17,16 @@ from jnl import automata
 from jnl.automata import Inference
 from jnl.automata._inputs import read_bags, read_class_counts
 from jnl.automata.max_counts import likeliest
-from jnl.base import LOG_ZERO, Array, Key, check, is_concrete
+from jnl.base import (
+  LOG_ZERO,
+  Array,
+  Key,
+  check,
+  gather,
+  global_sum,
+  is_concrete,
+)
+from jnl.losses._inputs import Scalar, check_range, is_zero
 from jnl.losses.cross_entropy import ce
 
 
@@ -141,9 +150,25 @@ def dllp(logits: Array, proportions: Array, mask: Array | None = None) -> Array:
 def dllp_l1(
   logits: Array, proportions: Array, mask: Array | None = None
 ) -> Array:
-  r"""`dllp` by the absolute differences, sum_k |pi_k - mean_i p_ik|.
+  r"""`dllp` by the absolute differences.
 
-  Args, Returns, Raises: as `dllp`.
+  .. math:: \ell = \sum_k \Big|\pi_k - \frac1m \sum_i p_{ik}\Big|
+
+  Args:
+    logits: [..., m, c].
+    proportions: pi, [..., c] on the simplex.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    [...], at least float32, in [0, 2].
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  >>> dllp_l1(jnp.zeros((3, 2)), jnp.array([1., 0.])).tolist()
+  1.0
+
+  Reference: see `dllp`.
   """
   return jnp.sum(jnp.abs(_off(logits, proportions, mask)), axis=-1)
 
@@ -151,9 +176,27 @@ def dllp_l1(
 def dllp_squared(
   logits: Array, proportions: Array, mask: Array | None = None
 ) -> Array:
-  r"""`dllp` by the squared differences, sum_k (pi_k - mean_i p_ik)^2.
+  r"""`dllp` by the squared differences.
 
-  For two classes twice the square of either. Args, Returns, Raises: as `dllp`.
+  .. math:: \ell = \sum_k \Big(\pi_k - \frac1m \sum_i p_{ik}\Big)^2
+
+  For two classes twice the square of either.
+
+  Args:
+    logits: [..., m, c].
+    proportions: pi, [..., c] on the simplex.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+
+  Returns:
+    [...], at least float32, in [0, 2].
+
+  Raises:
+    TypeError, ValueError: if an array is malformed.
+
+  >>> dllp_squared(jnp.zeros((3, 2)), jnp.array([1., 0.])).tolist()
+  0.5
+
+  Reference: see `dllp`.
   """
   return jnp.sum(_off(logits, proportions, mask) ** 2, axis=-1)
 
@@ -209,19 +252,49 @@ def easy_llp_sampled(
   As LLP-Bench has it; the mean over draws is `easy_llp`.
 
   Args:
-    key: PRNG key.
-    logits, proportions, prior, mask, loss: as `easy_llp`.
+    key: PRNG key; or keys [...], one for each bag, as `base.example_keys` makes
+      them: on any number of devices they draw the same. With one key each
+      device (shard_map, pmap) draws as if its bags were the first.
+    logits: [..., m, c].
+    proportions: pi, [..., c] on the simplex.
+    prior: rho, [c] on the simplex.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+    loss: `(logits [..., c], labels [...]) -> [...]`, of an instance.
 
   Returns:
     [...], at least float32.
 
   Raises:
     TypeError, ValueError: as `easy_llp`.
+    ValueError: if there are keys, but not one for each bag.
+
+  >>> z, shares = jnp.zeros((2, 3, 2)), jnp.array([[1., 0.], [0., 1.]])
+  >>> keys = jax.random.split(jax.random.key(0), 2)
+  >>> easy_llp_sampled(keys, z, shares, jnp.full(2, .5)).shape
+  (2,)
+
+  Reference: see `easy_llp`.
   """
   values, mask = _easy_llp(logits, proportions, prior, mask, loss)
-  drawn = jax.random.gumbel(key, mask.shape)
+  drawn = _gumbel(key, mask.shape)
   chosen = jnp.argmax(jnp.where(mask, drawn, -jnp.inf), axis=-1)
   return jnp.take_along_axis(values, chosen[..., None], axis=-1)[..., 0]
+
+
+def _gumbel(key: Key, shape: tuple[int, ...]) -> Array:
+  """Draws [..., m] by one key, or by one for each row [...]."""
+  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  rows = key.shape if typed else key.shape[:-1]
+  if not rows:
+    return jax.random.gumbel(key, shape)
+  check(
+    rows == shape[:-1],
+    f'key must be one, or one for each bag, {shape[:-1]}, got {rows}',
+  )
+  draw = lambda key: jax.random.gumbel(key, shape[-1:])
+  for _ in rows:
+    draw = jax.vmap(draw)
+  return draw(key)
 
 
 def _easy_llp(
@@ -286,37 +359,53 @@ def gen_bags(
   .. math:: \ell_r = \frac12 \sum_k \Big(\sum_b w_{rb}
     \big(\sum_{i \in b} p_{ik} - S_{bk}\big)\Big)^2
 
+  Batch-coupled: the sum is over the bags of all devices. Where each has a part
+  of the bags (shard_map, pmap), give it the columns of `weights` that are
+  theirs, for example by the spec P(None, 'data').
+
   Args:
     logits: [b, m, c].
     counts: S, [b, c].
     weights: w, [r, b], of each combination; drawn from a normal distribution in
-      the paper.
+      the paper. A bag whose weights are all 0 counts for nothing, whatever it
+      holds.
     mask: [b, m] bool, true where there is an instance; None for everywhere.
 
   Returns:
-    [r], at least float32. For two classes, the published binary form.
+    [r], at least float32, the same on every device. For two classes, the
+    published binary form.
 
   Raises:
     TypeError, ValueError: if an array is malformed.
 
+  >>> z, counts = jnp.zeros((2, 4, 2)), jnp.array([[2, 2], [0, 4]])
+  >>> gen_bags(z, counts, jnp.array([[1., 0.], [1., -1.]])).tolist()
+  [0.0, 4.0]
+
   Reference: Saket, Raghuveer, Ravindran, "On Combining Bags to Better Learn
   from Label Proportions", AISTATS 2022.
   """
-  log_probs, mask = read_bags(logits, mask)
-  counts = jnp.asarray(counts, log_probs.dtype)
-  weights = jnp.asarray(weights, log_probs.dtype)
-  bags, classes = mask.shape[0], log_probs.shape[-1]
-  check(mask.ndim == 2, f'logits must be [b, m, c], got {jnp.shape(logits)}')
-  check(
-    counts.shape == (bags, classes),
-    f'counts must be [b, c], {(bags, classes)}, got {counts.shape}',
-  )
+  logits, weights = jnp.asarray(logits), jnp.asarray(weights)
+  check(logits.ndim == 3, f'logits must be [b, m, c], got {logits.shape}')
+  bags, _, classes = logits.shape
   check(
     weights.ndim == 2 and weights.shape[1] == bags,
     f'weights must be [r, b] with b = {bags}, got {weights.shape}',
   )
+  there = jnp.any(weights != 0, axis=0)[:, None]
+  log_probs, mask = read_bags(jnp.where(there[..., None], logits, 0), mask)
+  counts = jnp.asarray(counts, log_probs.dtype)
+  check(
+    counts.shape == (bags, classes),
+    f'counts must be [b, c], {(bags, classes)}, got {counts.shape}',
+  )
   expected = jnp.sum(jnp.where(mask[..., None], jnp.exp(log_probs), 0), axis=1)
-  return jnp.sum((weights @ (expected - counts)) ** 2, axis=-1) / 2
+  off = jnp.where(there, expected - counts, 0)
+  # No matrix product: which way it is split would be asked on explicit meshes,
+  # and accelerators would round its terms.
+  combined = jnp.sum(weights.astype(off.dtype)[..., None] * off, axis=1)
+  combined = global_sum(combined)
+  return jnp.sum(combined**2, axis=-1) / 2
 
 
 def transport_labels(
@@ -324,7 +413,7 @@ def transport_labels(
   counts: Array,
   mask: Array | None = None,
   *,
-  reg: float = 0.2,
+  reg: Scalar = 0.2,
   iterations: int = 1000,
 ) -> Array:
   r"""Labels that hold a bag's counts and cost least, by optimal transport.
@@ -340,14 +429,20 @@ def transport_labels(
     logits: [..., m, c].
     counts: S, [..., c] int, which add up to the number of instances.
     mask: [..., m] bool, true where there is an instance; None for everywhere.
-    reg: epsilon > 0, or 0 for hard labels of two classes.
-    iterations: of Sinkhorn, at the most; it ends at a change of 1e-6.
+    reg: epsilon > 0, or 0 for hard labels of two classes. Inside jit what is
+      out of range makes the labels NaN.
+    iterations: of Sinkhorn, >= 1, at the most; a bag ends at a change of 1e-6.
 
   Returns:
     [..., m, c], at least float32, without gradient; 0 in masked slots.
 
   Raises:
-    TypeError, ValueError: if an array is malformed.
+    TypeError, ValueError: if an array is malformed, or `reg` or `iterations`
+      out of range.
+
+  >>> z = jnp.array([[0., 2.], [0., 1.], [0., 0.]])
+  >>> transport_labels(z, jnp.array([2, 1]), reg=0.)[:, 1].tolist()
+  [1.0, 0.0, 0.0]
 
   Reference: Liu, Wang, Qi, Tian, Shi, "Two-stage Training for Learning from
   Label Proportions", IJCAI 2021, arXiv 2105.10635.
@@ -361,18 +456,27 @@ def transport(
   counts: Array,
   mask: Array | None = None,
   *,
-  reg: float = 0.2,
+  reg: Scalar = 0.2,
   iterations: int = 1000,
 ) -> Array:
-  """Cross-entropy to `transport_labels`, the mean over a bag.
+  r"""Cross-entropy to `transport_labels`, the mean over a bag.
 
-  Args: as `transport_labels`.
+  .. math:: \ell = -\frac1m \sum_{ik} q_{ik} \log p_{ik}
+
+  Args:
+    logits: [..., m, c].
+    counts: S, [..., c] int, which add up to the number of instances.
+    mask: [..., m] bool, true where there is an instance; None for everywhere.
+    reg: see `transport_labels`.
+    iterations: see `transport_labels`.
 
   Returns:
     [...], at least float32.
 
   Raises:
     TypeError, ValueError: as `transport_labels`.
+
+  Reference: see `transport_labels`.
   """
   log_probs, mask = read_bags(logits, mask)
   q = _transported(log_probs, counts, mask, reg, iterations)
@@ -380,7 +484,7 @@ def transport(
 
 
 def _transported(
-  log_probs: Array, counts: Array, mask: Array, reg: float, iterations: int
+  log_probs: Array, counts: Array, mask: Array, reg: Scalar, iterations: int
 ) -> Array:
   """`transport_labels` of bags that are read."""
   log_probs, classes = lax.stop_gradient(log_probs), log_probs.shape[-1]
@@ -390,26 +494,48 @@ def _transported(
       jnp.all(counts >= 0) & jnp.all(counts.sum(-1) == mask.sum(-1)),
       'counts must be >= 0 and add up to the number of instances in the bag',
     )
-  check(reg >= 0, f'reg must be >= 0, got {reg}')
+  check(iterations >= 1, f'iterations must be >= 1, got {iterations}')
+  check_range('reg', reg, 0)
   check(
-    reg > 0 or classes == 2,
+    classes == 2 or not is_zero(reg),
     f'reg must be positive for more than two classes, got {classes} classes',
   )
-  if classes > 2:
-    q = _sinkhorn(log_probs / reg, counts, mask, iterations)
+  if is_zero(reg):
+    q = _hard(log_probs, counts, mask)
   else:
-    log_odds = log_probs[..., 1] - log_probs[..., 0]
-    one = (
-      _tilted(log_odds / reg, counts[..., 1], mask)
-      if reg
-      else likeliest(log_odds, counts[..., 1], mask).astype(log_odds.dtype)
-    )
-    q = jnp.stack([1 - one, one], axis=-1)
+    q = _soft(log_probs, counts, mask, reg, iterations)
+  if not is_concrete(reg):  # it may be anything
+    hard = _hard(log_probs, counts, mask) if classes == 2 else jnp.nan
+    q = jnp.where(reg > 0, q, jnp.where(reg == 0, hard, jnp.nan))
   return jnp.where(mask[..., None], q, 0)
+
+
+def _hard(log_probs: Array, counts: Array, mask: Array) -> Array:
+  """The likeliest labels of two classes with these counts."""
+  log_odds = log_probs[..., 1] - log_probs[..., 0]
+  one = likeliest(log_odds, counts[..., 1], mask).astype(log_odds.dtype)
+  return jnp.stack([1 - one, one], axis=-1)
+
+
+def _soft(
+  log_probs: Array, counts: Array, mask: Array, reg: Scalar, iterations: int
+) -> Array:
+  """Where `reg` is positive; elsewhere anything."""
+  reg = jnp.where(reg > 0, jnp.asarray(reg, log_probs.dtype), 1)
+  if log_probs.shape[-1] > 2:
+    return _sinkhorn(log_probs / reg, counts, mask, iterations)
+  log_odds = log_probs[..., 1] - log_probs[..., 0]
+  one = _tilted(log_odds / reg, counts[..., 1], mask)
+  return jnp.stack([1 - one, one], axis=-1)
+
+
+SURE = 30
+"""Log-odds beyond 2^30 are alike to `_tilted`, which has to bracket them."""
 
 
 def _tilted(log_odds: Array, count: Array, mask: Array) -> Array:
   """sigmoid(log_odds + t) with sum `count`, by bisection on t."""
+  log_odds = jnp.clip(log_odds, -(2.0**SURE), 2.0**SURE)
   largest = jnp.max(jnp.where(mask, jnp.abs(log_odds), 0), axis=-1)
   # Beyond this the sum is within an instance's rounding of none or all.
   high = largest + 60
@@ -422,7 +548,11 @@ def _tilted(log_odds: Array, count: Array, mask: Array) -> Array:
     )
     return jnp.where(total < count, t, low), jnp.where(total < count, high, t)
 
-  low, high = lax.fori_loop(0, 80, halve, (-high, high))
+  # To a rounding of numbers of size one. The first is outside, so that what is
+  # carried varies over mapped axes as all inputs do.
+  rounds = SURE + 3 + jnp.finfo(log_odds.dtype).nmant
+  first = halve(jnp.array(0), (-high, high))
+  low, high = lax.fori_loop(1, rounds, halve, first)
   tilted = jax.nn.sigmoid(log_odds + ((low + high) / 2)[..., None])
   every = count >= jnp.sum(mask, axis=-1)
   tilted = jnp.where((count <= 0)[..., None], 0, tilted)
@@ -441,40 +571,57 @@ def _sinkhorn(
     return jax.nn.log_softmax(scores + g[..., None, :], axis=-1)
 
   def goes_on(carry: tuple[Array, Array, Array]) -> Array:
-    _, change, done = carry
-    return (change > 1e-6) & (done < iterations)
+    _, moves, done = carry
+    return jnp.any(moves) & (done < iterations)
 
   def iterate(
     carry: tuple[Array, Array, Array],
   ) -> tuple[Array, Array, Array]:
-    g, _, done = carry
+    g, moves, done = carry
     log_q = jnp.where(mask[..., None], rows(g), LOG_ZERO)
     step = log_counts - jax.nn.logsumexp(log_q, axis=-2)
     step = jnp.where(counts > 0, step, LOG_ZERO - g)
-    change = jnp.max(jnp.where(counts > 0, jnp.abs(step), 0), initial=0)
-    return g + step, change, done + 1
+    change = jnp.where(counts > 0, jnp.abs(step), 0)
+    # Each bag for itself, and a NaN has ended: a bag's labels do not depend on
+    # what is beside it.
+    g = jnp.where(moves[..., None], g + step, g)
+    return g, moves & jnp.any(change > 1e-6, axis=-1), done + 1
 
-  zero = jnp.zeros_like(log_counts)
-  start = (zero, jnp.array(jnp.inf, scores.dtype), jnp.int32(0))
-  g, _, _ = lax.while_loop(goes_on, iterate, start)
+  # The first is outside, as above.
+  every = jnp.ones(mask.shape[:-1], bool)
+  first = iterate((jnp.zeros_like(log_counts), every, jnp.int32(0)))
+  g, _, _ = lax.while_loop(goes_on, iterate, first)
   return jnp.exp(rows(g))
 
 
-def similarity_smoothness(scores: Array, x: Array) -> Array:
+def similarity_smoothness(
+  scores: Array, x: Array, weights: Array | None = None
+) -> Array:
   r"""How much scores differ between instances that are alike.
 
-  .. math:: \ell_i = \frac1n \sum_j e^{-|x_i - x_j|^2} (s_i - s_j)^2
+  .. math:: \ell_i = \sum_j w_j\, e^{-|x_i - x_j|^2} (s_i - s_j)^2 \Big/
+    \sum_j w_j
+
+  Batch-coupled: j runs over the instances of all devices.
 
   Args:
     scores: [n], such as the probability of being positive. The published code
       passes the sigmoid of that, by oversight.
     x: [n, d].
+    weights: [n], >= 0; None for 1. Instances of weight 0 count for nothing,
+      whatever they hold.
 
   Returns:
-    [n], at least float32; SIM-LLP adds their mean to a loss of bags.
+    [n], at least float32, 0 where the weight is; SIM-LLP adds their mean to a
+    loss of bags.
 
   Raises:
     ValueError: if a shape does not match.
+
+  >>> similarity_smoothness(jnp.array([0., 1.]), jnp.zeros((2, 1))).tolist()
+  [0.5, 0.5]
+
+  Reference: code of LLP-Bench.
   """
   scores, x = jnp.asarray(scores), jnp.asarray(x)
   check(scores.ndim == 1, f'scores must be [n], got {scores.shape}')
@@ -483,10 +630,20 @@ def similarity_smoothness(scores: Array, x: Array) -> Array:
     f'x must be [n, d] with n = {len(scores)}, got {x.shape}',
   )
   dtype = jnp.promote_types(scores.dtype, jnp.float32)
-  scores, x = scores.astype(dtype), x.astype(dtype)
-  squares = jnp.sum((x[:, None] - x) ** 2, axis=-1)
-  differences = (scores[:, None] - scores) ** 2
-  return jnp.mean(jnp.exp(-squares) * differences, axis=1)
+  weights = jnp.ones(scores.shape) if weights is None else jnp.asarray(weights)
+  check(
+    weights.shape == scores.shape,
+    f'weights must be [n] = {scores.shape}, got {weights.shape}',
+  )
+  there, weights = weights != 0, weights.astype(dtype)
+  scores = jnp.where(there, scores.astype(dtype), 0)
+  x = jnp.where(there[:, None], x.astype(dtype), 0)
+  all_scores, all_x, all_weights = gather((scores, x, weights))
+  squares = jnp.sum((x[:, None] - all_x) ** 2, axis=-1)
+  differences = (scores[:, None] - all_scores) ** 2
+  total = jnp.sum(all_weights)
+  alike = jnp.exp(-squares) * all_weights / jnp.where(total > 0, total, 1)
+  return jnp.where(there, jnp.sum(alike * differences, axis=1), 0)
 
 
 # --- what they share ---------------------------------------------------------

@@ -32,11 +32,12 @@ def elr_targets(
   Where the argmax of a row differs from the label, the label is suspect.
 
   Args:
-    rows: t, [..., c], zeros at first, at least float32.
+    rows: t, [..., c], zeros at first, of any floating-point dtype; averaged in
+      at least float32.
     logits: [..., c].
     beta: in [0, 1]; .7 for CIFAR-10 (.9 with asymmetric noise), .9 for
       CIFAR-100.
-    clip: epsilon in [0, 1/2).
+    clip: epsilon in [0, 1/2].
 
   Returns:
     The new rows, [..., c], without gradient, in the dtype of `rows`.
@@ -54,10 +55,12 @@ def elr_targets(
   """
   check_range('beta', beta, 0, 1)
   check_range('clip', clip, 0, 0.5)
-  logits, rows = read_logits(logits), _like(rows, logits, 'rows')
+  logits, dtype = read_logits(logits), jnp.asarray(rows).dtype
+  rows = _like(rows, logits, 'rows')
+  beta, clip = (jnp.asarray(a, logits.dtype) for a in (beta, clip))
   p = jnp.clip(_inputs.probs(logits), clip, 1 - clip)
   p = p / _inputs.unfused(jnp.sum(p, axis=-1, keepdims=True))
-  return jax.lax.stop_gradient(beta * rows + (1 - beta) * p).astype(rows.dtype)
+  return jax.lax.stop_gradient(beta * rows + (1 - beta) * p).astype(dtype)
 
 
 def elr_penalty(logits: Array, targets: Array, *, clip: Scalar = 1e-4) -> Array:
@@ -75,7 +78,7 @@ def elr_penalty(logits: Array, targets: Array, *, clip: Scalar = 1e-4) -> Array:
   Args:
     logits: [..., c].
     targets: t, [..., c], rows of `elr_targets`; no gradient.
-    clip: epsilon in [0, 1/2).
+    clip: epsilon in [0, 1/2].
 
   Returns:
     [...], at least float32, <= 0 for targets that sum to at most one.
@@ -137,6 +140,7 @@ def sop(
   v: Array,
   *,
   clip: Scalar = 1e-4,
+  min_prob: Scalar = 0.0,
 ) -> Array:
   r"""Sparse over-parameterization: each example's noise is a variable.
 
@@ -148,31 +152,52 @@ def sop(
   is constant there), the square u and v. SOP+ adds a `kl_consistency` between
   two views (0.9) and `prior_mean_kl` of log q (0.1).
 
+  The network descends the mean over a batch. u and v belong to one example and
+  descend, by plain gradients, the loss of that example: of the sum over the
+  batch, as below. Of the mean their gradient is b times smaller, and at these
+  rates they hardly move.
+
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    u: [...], rows of the caller's table, at first about 1e-8 N(0, 1); descended
-      by plain gradients of this loss with a rate of its own (1).
+    u: [...], rows of the caller's table, at first about 1e-8 N(0, 1), with a
+      rate of its own (1).
     v: [..., c], likewise (10; for CIFAR-100 and asymmetric noise 100). Their
       squares are about 1e-16 at first: keep them in float32 or more.
-    clip: what the probabilities are raised to.
+    clip: what the probabilities are raised to before they are normalized, in
+      [0, 1]; with 0 the loss can be infinite.
+    min_prob: what q is raised to after, in [0, 1], without gradient below. The
+      official code does it with 1e-4, the default keeps the gradient.
 
   Returns:
     [...], at least float32, >= 0.
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `u` or `v` has another shape, or `clip` is out of range.
+    ValueError: if `u` or `v` has another shape, or `clip` or `min_prob` is out
+      of range.
 
   >>> from jnl.losses import ce
   >>> z, y = jnp.array([5., 0.]), jnp.array(0)
   >>> bool(jnp.allclose(sop(z, y, jnp.array(0.), jnp.zeros(2)), ce(z, y)))
   True
+  >>> def step(w, u, v):
+  ...   loss = lambda w, u, v: sop(x @ w, y, u, v)
+  ...   dw = jax.grad(lambda w: loss(w, u, v).mean())(w)
+  ...   du, dv = jax.grad(lambda *uv: loss(w, *uv).sum(), (0, 1))(u, v)
+  ...   return w - dw, u - du, v - 10 * dv
+  >>> x, y = jnp.ones([4, 1]), jnp.array([0, 0, 0, 1])  # the last one is wrong
+  >>> w, u, v = jnp.zeros([1, 2]), jnp.full(4, 1e-3), jnp.full([4, 2], 1e-3)
+  >>> for _ in range(9):
+  ...   w, u, v = step(w, u, v)
+  >>> jnp.minimum(u * u, 1).round(2).tolist()  # how wrong each label is
+  [0.0, 0.0, 0.0, 1.0]
 
   Reference: Liu, Zhu, Qu, You, "Robust Training under Label Noise by
   Over-parameterization", ICML 2022, arXiv 2202.14026.
   """
   check_range('clip', clip, 0, 1)
+  check_range('min_prob', min_prob, 0, 1)
   logits, label = read(logits, labels)
   u, v = _read_sop(logits, u, v)
   clip = jnp.asarray(clip, logits.dtype)
@@ -189,8 +214,8 @@ def sop(
     own = jnp.maximum(p + _unit(u * u), clip)
     without = jnp.maximum(p - _inputs.take(remove, label.values), clip)
     total = _raised_sum(logits, -remove, clip) - without + own
-  square = _sop_square(logits, label, u, v)
-  return _inputs.expect(jnp.log(total) - jnp.log(own), label) + square
+  log_q = _inputs.floor(jnp.log(own) - jnp.log(total), min_prob)
+  return _inputs.expect(-log_q, label) + _sop_square(logits, label, u, v)
 
 
 def sop_probs(
@@ -200,6 +225,7 @@ def sop_probs(
   v: Array,
   *,
   clip: Scalar = 1e-4,
+  min_prob: Scalar = 0.0,
 ) -> Array:
   r"""The probabilities that `sop` compares with the label.
 
@@ -210,10 +236,11 @@ def sop_probs(
     labels: [...] int, or [..., c] soft.
     u: [...], see `sop`.
     v: [..., c], see `sop`; no gradient.
-    clip: epsilon.
+    clip: epsilon in [0, 1].
+    min_prob: what q is raised to, see `sop`.
 
   Returns:
-    [..., c], at least float32, on the simplex.
+    [..., c], at least float32; on the simplex as far as `min_prob` raises none.
 
   Raises:
     TypeError, ValueError: as `sop`.
@@ -225,11 +252,13 @@ def sop_probs(
   Reference: see `sop`.
   """
   check_range('clip', clip, 0, 1)
+  check_range('min_prob', min_prob, 0, 1)
   logits, label = read(logits, labels)
+  clip, min_prob = (jnp.asarray(a, logits.dtype) for a in (clip, min_prob))
   add, remove = _sop_noise(logits, label, *_read_sop(logits, u, v))
   p = _inputs.probs(logits)
   q = jnp.maximum(p + add - jax.lax.stop_gradient(remove), clip)
-  return q / jnp.sum(q, axis=-1, keepdims=True)
+  return jnp.maximum(q / jnp.sum(q, axis=-1, keepdims=True), min_prob)
 
 
 def kl_consistency(logits: Array, other_logits: Array) -> Array:
@@ -250,8 +279,10 @@ def kl_consistency(logits: Array, other_logits: Array) -> Array:
   >>> kl_consistency(jnp.array([0., 1.]), jnp.array([0., 1.])).tolist()
   0.0
   """
-  logits = read_logits(logits)
-  other = _like(other_logits, logits, 'other_logits').astype(logits.dtype)
+  logits = read_logits(logits, masked=True)
+  other = _like(other_logits, logits, 'other_logits')
+  other = read_logits(other, 'other_logits', masked=True)
+  other = other.astype(logits.dtype)
   log_p, log_other = (_inputs.log_probs(z) for z in (logits, other))
   log_other = jax.lax.stop_gradient(log_other)
   return jnp.sum(jnp.exp(log_other) * (log_other - log_p), axis=-1)
@@ -262,60 +293,105 @@ def vat(
   x: Array,
   direction: Array,
   *,
-  xi: float = 1e-6,
-  eps: float = 6.0,
+  eps: Scalar = 6.0,
   power: int = 1,
 ) -> Array:
   r"""Virtual adversarial training: the change that changes predictions most.
 
   .. math:: \ell = KL(p(x) \,\|\, p(x + \epsilon d)),\qquad
-    d \propto \nabla_d KL(p(x) \,\|\, p(x + \xi d))
+    d \propto J^\top (\mathrm{diag}\, p - p p^\top) J d
 
-  with p(x) and d held fixed: the power method on the Hessian of the divergence,
-  for small xi. In float32 a xi below 1e-3 or so loses the direction.
+  with p(x) and d held fixed and J the derivative of the logits by x: the power
+  method on the Hessian of the divergence, exactly. Published code differences
+  the divergence over a step xi, of which this is the limit for xi to 0.
+
+  Each example has a direction of its own, whoever is beside it in the batch,
+  and however sure its prediction is. Where the prediction does not depend on x
+  (at first order), the direction stays what it was.
 
   Args:
-    predict: `x [b, ...] -> logits [b, c]`, deterministic.
+    predict: `x [b, ...] -> logits [b, c]`, deterministic, each row of its own
+      input alone. It is differentiated in forward and reverse mode.
     x: [b, ...] floating-point.
     direction: like x, where d starts: noise of a normal distribution. It is
       scaled to length 1 for each example.
-    xi: > 0, the step of the finite difference; 1e-6 in LLP-VAT.
     eps: > 0, the length of the change; 6 in LLP-VAT.
-    power: >= 0 steps of the power method.
+    power: >= 0 steps of the power method; 0 takes `direction` as it is.
 
   Returns:
     [b], at least float32, >= 0 up to rounding.
 
   Raises:
-    ValueError: if `direction` is not like `x` or a number out of range.
+    TypeError: if `x` or `direction` is not floating-point.
+    ValueError: if `direction` is not like `x`, the logits are not [b, c], or a
+      number is out of range.
+
+  >>> x, w = jnp.array([[1., 0.]]), jnp.array([[0., 0.], [0., 3.]])
+  >>> loss = vat(lambda x: x @ w, x, jnp.array([[.9, .1]]), eps=.1)
+  >>> round(float(loss[0]), 4)  # only the second input counts: .1 (3 .1)^2 / 8
+  0.0112
 
   Reference: Miyato et al., "Virtual Adversarial Training", TPAMI 2018, arXiv
   1704.03976; for label proportions Tsai, Lin, "Learning from Label Proportions
   with Consistency Regularization", ACML 2020, arXiv 1910.13188.
   """
   x, direction = jnp.asarray(x), jnp.asarray(direction)
+  for name, array in (('x', x), ('direction', direction)):
+    check(
+      jnp.issubdtype(array.dtype, jnp.floating),
+      f'{name} must be floating-point, got {array.dtype}',
+      TypeError,
+    )
   check(
-    direction.shape == x.shape,
+    direction.shape == x.shape and x.ndim >= 1,
     f'direction must have the shape of x, {x.shape}, got {direction.shape}',
   )
-  check(xi > 0, f'xi must be positive, got {xi}')
-  check(eps > 0, f'eps must be positive, got {eps}')
+  check_range('eps', eps, 0, open_low=True)
   check(power >= 0, f'power must be >= 0, got {power}')
-  held = jax.lax.stop_gradient(predict(x))
-
-  def unit(d: Array) -> Array:
-    axes = tuple(range(1, d.ndim))
-    norm = jnp.sqrt(jnp.sum(d * d, axis=axes, keepdims=True))
-    return d / (norm + 1e-8)
-
-  def divergence(d: Array) -> Array:
-    # The mean, as published: where it does not change at all, neither does d.
-    return jnp.mean(kl_consistency(predict(x + xi * d), held))
-
-  d = unit(direction)
+  logits, pull = jax.vjp(predict, x)
+  check(
+    logits.shape[:-1] == x.shape[:1],
+    f'predict must give logits [b, c] with b = {len(x)}, got {logits.shape}',
+  )
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  d = _unit_rows(direction.astype(dtype))
   for _ in range(power):
-    d = unit(jax.grad(divergence)(d))
-  return kl_consistency(predict(x + eps * jax.lax.stop_gradient(d)), held)
+    _, change = jax.jvp(predict, (x,), (d.astype(x.dtype),))
+    slope = _fisher(read_logits(logits), change)
+    (turned,) = pull(slope.astype(logits.dtype))
+    d = _unit_rows(turned.astype(dtype), d)
+  step = jnp.asarray(eps, dtype) * jax.lax.stop_gradient(d)
+  return kl_consistency(predict((x + step).astype(x.dtype)), logits)
+
+
+def _unit_rows(d: Array, otherwise: Array | float = 0) -> Array:
+  """Rows [b, ...] of length 1, however small; `otherwise` where they are 0."""
+  axes = tuple(range(1, d.ndim))
+  largest = jnp.max(jnp.abs(d), axis=axes, keepdims=True, initial=0)
+  some = largest > 0
+  d = d / jnp.where(some, largest, 1)
+  norm = jnp.sqrt(jnp.sum(d * d, axis=axes, keepdims=True))
+  return jnp.where(some, d / jnp.where(some, norm, 1), otherwise)
+
+
+def _fisher(logits: Array, change: Array) -> Array:
+  """(diag p - p p^T) change [b, c], up to a positive factor for each row.
+
+  In units of the second largest probability, and with the largest's entry from
+  the rule that all add up to 0: the matrix of a sure prediction is smaller than
+  the rounding of `p * (change - sum(p * change))`, and then than any number.
+  """
+  log_p, top = _inputs.log_probs(logits), _inputs.top_class(logits)
+  change = change.astype(logits.dtype)
+  is_top = _inputs.one_hot(top, logits) > 0
+  others = jnp.where(is_top, -jnp.inf, log_p)
+  others = jnp.exp(others - jnp.max(others, axis=-1, keepdims=True))
+  change = change - _inputs.take(change, top)
+  mean = jnp.sum(jnp.exp(log_p) * change, axis=-1, keepdims=True)
+  slope = others * (change - mean)
+  slope = jnp.where(is_top, -jnp.sum(slope, axis=-1, keepdims=True), slope)
+  largest = jnp.max(jnp.abs(slope), axis=-1, keepdims=True)
+  return slope / jnp.where(largest > 0, largest, 1)
 
 
 def _like(x: Array, logits: Array, name: str) -> Array:

@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from jnl.base import Array, check
+from jnl.base import Array
 from jnl.losses import _inputs
 from jnl.losses._inputs import (
   Scalar,
@@ -67,7 +67,7 @@ def rce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    log_zero: A < 0. The paper has -4, its code log(1e-4) = -9.21, as here.
+    log_zero: A <= 0. The paper has -4, its code log(1e-4) = -9.21, as here.
     clip: the p_k of the sum are raised to it, as public code does with 1e-7,
       which stops the gradient of classes below and adds up to -A c clip. The
       default has the closed form and keeps the gradient.
@@ -85,7 +85,7 @@ def rce(
   Reference: Wang, Ma, Chen, Luo, Yi, Bailey, "Symmetric Cross Entropy for
   Robust Learning with Noisy Labels", ICCV 2019, arXiv 1908.06112.
   """
-  check_range('log_zero', log_zero, -math.inf, 0)
+  check_range('log_zero', log_zero, high=0)
   check_range('clip', clip, 0, 1)
   logits, label = read(logits, labels)
   log_p = log_prob(logits, label)
@@ -113,8 +113,9 @@ def sce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    alpha: weight of `ce`; .1 for CIFAR-10, 6 for CIFAR-100, .01 for MNIST.
-    beta: weight of `rce`; 1 for CIFAR-10 and MNIST, .1 for CIFAR-100.
+    alpha: weight of `ce`, >= 0; .1 for CIFAR-10, 6 for CIFAR-100, .01 for
+      MNIST.
+    beta: weight of `rce`, >= 0; 1 for CIFAR-10 and MNIST, .1 for CIFAR-100.
     log_zero: see `rce`.
     clip: see `rce`.
 
@@ -123,7 +124,7 @@ def sce(
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `log_zero` or `clip` is out of range.
+    ValueError: if a hyperparameter is out of range.
 
   >>> sce(jnp.zeros([1, 4]), jnp.array([2]), alpha=0., log_zero=-4.).tolist()
   [3.0]
@@ -131,6 +132,8 @@ def sce(
   Reference: Wang, Ma, Chen, Luo, Yi, Bailey, "Symmetric Cross Entropy for
   Robust Learning with Noisy Labels", ICCV 2019, arXiv 1908.06112.
   """
+  check_range('alpha', alpha, 0)
+  check_range('beta', beta, 0)
   reverse = rce(logits, labels, log_zero=log_zero, clip=clip)
   return alpha * ce(logits, labels) + beta * reverse
 
@@ -196,7 +199,7 @@ def truncated_gce(
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    weights: w, [...], from `truncated_gce_weights`.
+    weights: w >= 0, [...] or a scalar, from `truncated_gce_weights`.
     q: in [0, 1].
     k: in (0, 1].
 
@@ -205,7 +208,7 @@ def truncated_gce(
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
-    ValueError: if `weights` do not have the shape [...], or if `q` or `k` is
+    ValueError: if `weights` have another shape, or `weights`, `q` or `k` are
       out of range.
 
   >>> z, y = jnp.zeros([1, 4]), jnp.array([2])
@@ -217,13 +220,9 @@ def truncated_gce(
   """
   check_range('k', k, 0, 1, open_low=True)
   losses = gce(logits, labels, q=q)
-  weights = jnp.asarray(weights)
-  check(
-    weights.shape == losses.shape,
-    f'weights must have shape {losses.shape}, got {weights.shape}',
-  )
+  weights = _inputs.read_weight('weights', weights, losses)
   threshold = _inputs.box_cox(jnp.log(jnp.asarray(k, losses.dtype)), q)
-  return weights.astype(losses.dtype) * (losses - threshold)
+  return weights * (losses - threshold)
 
 
 def truncated_gce_weights(
@@ -265,7 +264,7 @@ def taylor_ce(logits: Array, labels: Array, *, order: int = 2) -> Array:
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
-    order: t >= 1, a Python int.
+    order: t >= 1, a Python int (not traced: the number of terms).
 
   Returns:
     [...], at least float32, >= 0.
@@ -280,7 +279,7 @@ def taylor_ce(logits: Array, labels: Array, *, order: int = 2) -> Array:
   Reference: Feng, Shu, Lin, Lv, Li, An, "Can Cross Entropy Loss Be Robust to
   Label Noise?", IJCAI 2020.
   """
-  check(order >= 1, f'order must be at least 1, got {order}')
+  check_range('order', order, 1)
   logits, label = read(logits, labels)
   rest = -expm1(log_prob(logits, label))
   total = jnp.zeros_like(rest)

@@ -1,0 +1,320 @@
+"""All losses on eight devices: the same numbers in every view of them.
+
+One program holds them all, the values of each and how they change with what the
+examples bring. It runs per device under `jax.shard_map` as it comes, and in the
+global view on an explicit mesh, as `jax.make_mesh` makes it by default.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+
+from jnl import losses
+from jnl.base import AXIS, global_grad, global_mean
+
+B, C, M = (
+  120,
+  4,
+  3,
+)  # examples, classes, instances of a bag; 8, 6 and 5 divide B
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+PRIOR = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+TRANSITION = (0.6 * np.eye(C) + 0.1).astype(np.float32)
+REVISION = (0.01 * RNG.standard_normal([C, C])).astype(np.float32)
+PARAMS = RNG.standard_normal([C, C]).astype(np.float32)
+WEIGHTS = (RNG.random(B) * (RNG.random(B) < 0.7)).astype(np.float32)
+WEIGHTS[:17] = 0  # a device of eight has none
+BAG_WEIGHTS = (RNG.standard_normal([3, B]) * (WEIGHTS > 0)).astype(np.float32)
+
+
+def draw():
+  """What examples bring, [b, ...]: what is differentiated, and the rest."""
+  normal = lambda *shape: RNG.standard_normal([B, *shape]).astype(np.float32)
+  soft = np.exp(normal(C))
+  soft /= soft.sum(-1, keepdims=True)
+  labels = RNG.integers(0, C, B)
+  candidates = RNG.random([B, C]) < 0.4
+  candidates[np.arange(B), labels] = True
+  mask = np.arange(M) < RNG.integers(1, M + 1, [B, 1])
+  members = RNG.integers(0, C, [B, M, 1]) == np.arange(C)
+  counts = (members & mask[..., None]).sum(1)
+  floats = {
+    'z': 2 * normal(C),
+    'z2': normal(C),
+    'bags': normal(M, C),
+    'u': normal(),
+    'v': normal(C),
+  }
+  rest = {
+    'y': labels,
+    'y2': labels[::-1].copy(),
+    'soft': soft,
+    'candidates': candidates,
+    'confidence': candidates / candidates.sum(-1, keepdims=True, dtype='f4'),
+    'mask': mask,
+    'counts': counts,
+    'shares': (counts / counts.sum(-1, keepdims=True)).astype(np.float32),
+    'direction': normal(C),
+    'keys': np.asarray(jax.random.bits(KEY, [B, 2])),
+  }
+  return floats, rest
+
+
+FLOATS, REST = draw()
+
+
+def close(found, expected, rtol=1e-5, atol=1e-6, err_msg=''):
+  np.testing.assert_allclose(found, expected, rtol, atol, err_msg=err_msg)
+
+
+def network(x):
+  return jnp.tanh(0.2 * x @ PARAMS) @ PARAMS
+
+
+FUNCTIONS = {
+  name: getattr(losses, name)
+  for name in losses.__all__
+  if inspect.isfunction(getattr(losses, name))
+}
+
+
+def of(**arguments):
+  """All losses with just these required arguments, and what they are of."""
+  empty = inspect.Parameter.empty
+
+  def required(f):
+    parameters = inspect.signature(f).parameters.values()
+    return [p.name for p in parameters if p.default is empty]
+
+  def call(f):
+    return lambda d: f(*(d[name] for name in arguments.values()))
+
+  return {
+    n: call(f) for n, f in FUNCTIONS.items() if required(f) == [*arguments]
+  }
+
+
+def views(d, axis):
+  return jnp.stack([d['z'], d['z2']], axis)
+
+
+# name: the values [b, ...] of what examples bring.
+OF_EXAMPLES = {
+  **of(logits='z', labels='y'),
+  **of(logits='z', candidates='candidates'),
+  **of(logits='z', labels='y', peer_logits='z2', peer_labels='y2'),
+  'backward': lambda d: losses.backward(d['z'], d['y'], TRANSITION),
+  'clip_logits': lambda d: losses.clip_logits(d['z']),
+  'count_nll': lambda d: losses.count_nll(
+    d['bags'][..., :2], d['counts'][:, 0], d['mask']
+  ),
+  'count_nll_joint': lambda d: losses.count_nll_joint(
+    d['bags'], d['counts'], d['mask'], states=8
+  ),
+  'count_nll_one_versus_rest': lambda d: losses.count_nll_one_versus_rest(
+    d['bags'], d['counts'], d['mask']
+  ),
+  'dllp': lambda d: losses.dllp(d['bags'], d['shares'], d['mask']),
+  'dllp_l1': lambda d: losses.dllp_l1(d['bags'], d['shares'], d['mask']),
+  'dllp_squared': lambda d: losses.dllp_squared(
+    d['bags'], d['shares'], d['mask']
+  ),
+  'dsq': lambda d: losses.dsq(d['bags'], d['shares'], PRIOR, d['mask']),
+  'dynamic_bootstrap': lambda d: losses.dynamic_bootstrap(
+    d['z'], d['y'], d['y2'], d['soft'][:, 0]
+  ),
+  'easy_llp': lambda d: losses.easy_llp(
+    d['bags'], d['shares'], PRIOR, d['mask']
+  ),
+  'easy_llp_sampled': lambda d: losses.easy_llp_sampled(
+    d['keys'], d['bags'], d['shares'], PRIOR, d['mask']
+  ),
+  'elr_penalty': lambda d: losses.elr_penalty(d['z'], d['soft']),
+  'elr_plus_labels': lambda d: losses.elr_plus_labels(
+    d['soft'], d['confidence']
+  ),
+  'elr_targets': lambda d: losses.elr_targets(d['soft'], d['z']),
+  'forward': lambda d: losses.forward(d['z'], d['y'], TRANSITION),
+  'gjs': lambda d: losses.gjs(views(d, 0), d['y']),
+  'gjs_of_mean': lambda d: losses.gjs_of_mean(views(d, 0), d['y']),
+  'importance_reweight': lambda d: losses.importance_reweight(
+    d['z'], d['y'], TRANSITION
+  ),
+  'kl_consistency': lambda d: losses.kl_consistency(d['z'], d['z2']),
+  'lws': lambda d: losses.lws(d['z'], d['candidates'], d['confidence']),
+  'mixup': lambda d: losses.mixup(d['z'], d['y'], d['y2'], d['soft'][:, 0]),
+  'proden': lambda d: losses.proden(d['z'], d['confidence']),
+  'rcr_confidence': lambda d: losses.rcr_confidence(
+    views(d, -2), d['candidates']
+  ),
+  'sop': lambda d: losses.sop(d['z'], d['y'], d['u'], d['v']),
+  'sop_probs': lambda d: losses.sop_probs(d['z'], d['y'], d['u'], d['v']),
+  't_revision': lambda d: losses.t_revision(
+    d['z'], d['y'], TRANSITION, REVISION
+  ),
+  'tempered_log_softmax': lambda d: losses.tempered_log_softmax(d['z'], t=0.7),
+  'transport': lambda d: losses.transport(d['bags'], d['counts'], d['mask']),
+  'transport_labels': lambda d: losses.transport_labels(
+    d['bags'], d['counts'], d['mask']
+  ),
+  'truncated_gce': lambda d: losses.truncated_gce(
+    d['z'], d['y'], d['soft'][:, 0]
+  ),
+  'vat': lambda d: losses.vat(network, d['z'], d['direction']),
+  # Where soft labels or another number of classes have code of their own.
+  'bi_tempered soft': lambda d: losses.bi_tempered(d['z'], d['soft']),
+  'forward soft': lambda d: losses.forward(d['z'], d['soft'], TRANSITION),
+  'gce soft': lambda d: losses.gce(d['z'], d['soft']),
+  'sop soft': lambda d: losses.sop(d['z'], d['soft'], d['u'], d['v']),
+  'transport binary': lambda d: losses.transport(
+    d['bags'][..., :2],
+    jnp.stack([d['counts'][:, 0], d['counts'][:, 1:].sum(-1)], -1),
+    d['mask'],
+  ),
+}
+# name: the loss of logits, what else examples bring, and weights [b].
+COUPLED = {
+  'dmi': lambda z, d, w: losses.dmi(z, d['y'], w),
+  'gen_bags': lambda z, d, w: losses.gen_bags(
+    z[:, None] * d['bags'], d['counts'], d['bag_weights'].T, d['mask']
+  ).sum(),
+  'mean_entropy_gap': lambda z, d, w: losses.mean_entropy_gap(z, w, clip=0.01),
+  'prior_mean_kl': lambda z, d, w: losses.prior_mean_kl(z, w, prior=PRIOR),
+  'similarity_smoothness': lambda z, d, w: global_mean(
+    losses.similarity_smoothness(jax.nn.sigmoid(z[:, 0]), z, w), w
+  ),
+  # Per example, but its own derivatives are taken inside.
+  'vat': lambda z, d, w: global_mean(
+    losses.vat(lambda x: network(x) + z, z, d['direction']), w
+  ),
+}
+# Without a derivative.
+HELD = {
+  'cores2_sieve',
+  'elr_targets',
+  'elr_plus_labels',
+  'lws_confidence',
+  'proden_confidence',
+  'rcr_confidence',
+  'transport_labels',
+  'truncated_gce_weights',
+}
+
+
+def test_every_loss_is_here():
+  """A new one has to be added."""
+  here = {name.split()[0] for name in {**OF_EXAMPLES, **COUPLED}}
+  assert here == set(FUNCTIONS)
+
+
+def mesh_of(devices, axis_type=AxisType.Auto):
+  return jax.make_mesh(
+    (devices,), (AXIS,), (axis_type,), devices=jax.devices()[:devices]
+  )
+
+
+SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+# Their scatters ask on an explicit mesh how the result is to be split: `dmi`
+# sums by label, the others (from jax 0.12 on) place a factor in a tree.
+NOT_EXPLICIT = {'dmi', 'count_nll', 'count_nll_one_versus_rest'}
+
+
+def explicit(names):
+  return tuple(name for name in names if name not in NOT_EXPLICIT)
+
+
+def of_examples(floats, rest, names=tuple(OF_EXAMPLES)):
+  """The values of every loss, and their derivatives in one direction.
+
+  Forward, which compiles in half the time: of the gradient of an example by
+  what it brings itself, the other direction says no more about devices.
+  """
+
+  def values(floats):
+    return {name: OF_EXAMPLES[name]({**floats, **rest}) for name in names}
+
+  return jax.jvp(values, (floats,), (jax.tree.map(jnp.cos, floats),))
+
+
+def test_all_losses_per_device_and_on_an_explicit_mesh():
+  run = jax.jit(of_examples, static_argnames='names')
+  split = NamedSharding(mesh_of(8, AxisType.Explicit), SPLIT)
+  inputs, names = jax.device_put((FLOATS, REST), split), explicit(OF_EXAMPLES)
+  expected, slopes = jax.device_get(run(*inputs, names=names))
+  others = tuple(name for name in OF_EXAMPLES if name not in names)
+  for part, more in zip(
+    (expected, slopes), run(FLOATS, REST, names=others), strict=True
+  ):
+    part.update(more)
+  mapped = jax.shard_map(
+    of_examples, mesh=mesh_of(8), in_specs=SPLIT, out_specs=SPLIT
+  )
+  found, found_slopes = jax.device_get(jax.jit(mapped)(FLOATS, REST))
+  assert found.keys() == OF_EXAMPLES.keys()
+  for name, value in found.items():
+    assert value.shape[0] == B, name
+    assert np.all(np.isfinite(expected[name])), name
+    close(value, expected[name], atol=1e-5, err_msg=name)
+    if name not in HELD:
+      size = np.abs(slopes[name]).max()
+      assert size > 1e-3, name
+      close(found_slopes[name], slopes[name], 1e-4, 1e-5 * size, err_msg=name)
+
+
+def coupled(params, x, rest, weights, names=tuple(COUPLED)):
+  """Value and gradient by replicated parameters of coupled losses."""
+
+  def value_and_grad(loss):
+    def of(params):
+      z = jnp.where(rest['broken'][:, None], jnp.nan, x @ params)
+      return loss(z, rest, weights), ()
+
+    (value, _), gradient = global_grad(of)(params)
+    return value, gradient
+
+  return {name: value_and_grad(COUPLED[name]) for name in names}
+
+
+def test_coupled_losses_on_eight_six_and_five_devices():
+  """With weights spread unevenly, and NaN in rows of weight 0."""
+  rest = {
+    **{name: REST[name] for name in ('y', 'counts', 'mask', 'direction')},
+    'bags': FLOATS['bags'],
+    'bag_weights': BAG_WEIGHTS.T,
+  }
+  clean = {**rest, 'broken': np.zeros(B, bool)}
+  broken = {**rest, 'broken': WEIGHTS == 0}
+  expected = jax.jit(coupled)(PARAMS, FLOATS['z'], clean, WEIGHTS)
+
+  def agree(found, names=COUPLED):
+    assert found.keys() == set(names)
+    for name, (value, gradient) in found.items():
+      size = np.abs(expected[name][1]).max()
+      assert size > 1e-5, name
+      close(value, expected[name][0], err_msg=name)
+      close(gradient, expected[name][1], atol=3e-5 * size, err_msg=name)
+
+  for devices in (8, 6, 5):
+    mapped = jax.shard_map(
+      coupled,
+      mesh=mesh_of(devices),
+      in_specs=(WHOLE, SPLIT, SPLIT, SPLIT),
+      out_specs=WHOLE,
+    )
+    agree(jax.jit(mapped)(PARAMS, FLOATS['z'], broken, WEIGHTS))
+
+  mesh = mesh_of(8, AxisType.Explicit)
+  params, rows = (
+    jax.device_put(a, NamedSharding(mesh, spec))
+    for a, spec in (
+      (PARAMS, WHOLE),
+      ((FLOATS['z'], broken, WEIGHTS), SPLIT),
+    )
+  )
+  names = explicit(COUPLED)
+  run = jax.jit(coupled, static_argnames='names')
+  agree(run(params, *rows, names=names), names)
