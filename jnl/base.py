@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
@@ -67,13 +67,13 @@ class Model(NamedTuple):
     init: `key -> (params, stats)`.
     apply: `(params, stats, x, keys, train) -> (outputs, stats)`; `keys` [b] are
       one for each example (None where nothing is random), `train` is a Python
-      bool.
+      bool. A network with batch statistics gets a sixth argument in training,
+      `mask` [b] bool: the examples that the statistics are of. At least one of
+      all devices is among them.
   """
 
   init: Callable[[Key], tuple[Params, Stats]]
-  apply: Callable[
-    [Params, Stats, Inputs, Key | None, bool], tuple[Outputs, Stats]
-  ]
+  apply: Callable[..., tuple[Outputs, Stats]]
 
 
 class State(NamedTuple):
@@ -190,16 +190,62 @@ def check_name(argument: str, name: str, known: Iterable[str]) -> None:
   check(name in known, f'unknown {argument} {name!r}; {hint}Known: {listed}')
 
 
+def check_batch(batch: Batch, *names: str) -> None:
+  """Raises unless the batch has arrays of these names.
+
+  >>> check_batch({'x': 0}, 'x', 'labels')
+  Traceback (most recent call last):
+  ...
+  ValueError: the batch lacks 'labels'; it has x
+  """
+  for name in names:
+    check(
+      name in batch,
+      f'the batch lacks {name!r}; it has {", ".join(sorted(batch))}'
+      + ('. The strong view is made by `augment`' if 'strong' in name else ''),
+    )
+
+
 # --- across devices ----------------------------------------------------------
 
 
 def axis_is_bound() -> bool:
-  """Whether this code is traced per device, over the axis `'data'`."""
+  """Whether this code is traced per device, over the axis `'data'`.
+
+  Raises:
+    ValueError: if it is traced per device over other axes alone: what is meant
+      to be of all examples would be of those of a device.
+  """
   try:
     lax.axis_size(AXIS)
   except NameError:
+    others = jax.sharding.get_abstract_mesh().manual_axes
+    check(
+      not others,
+      f'this is mapped over {", ".join(map(repr, others))} by pmap or '
+      f'shard_map, and jnl reduces over an axis called {AXIS!r}: give the axis '
+      'of examples that name. (Runs are mapped by vmap, under any name.)',
+    )
     return False
   return True
+
+
+def check_auto(x: Any, name: str) -> None:
+  """Raises for an array whose rows are split over an explicit mesh axis.
+
+  JAX asks there how the result of every indexing is to be split, which code
+  that is written for any mesh, and for none, cannot say.
+  """
+  if not isinstance(x, jax.Array):
+    return
+  sharding = jax.typeof(x).sharding
+  explicit = sharding.mesh.explicit_axes
+  check(
+    not explicit or not any(sharding.spec),
+    f'{name} is split over the explicit mesh axes {explicit}: make the mesh '
+    "with jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,)), or take "
+    'the step from `jnl.train.parallel.parallel`',
+  )
 
 
 def mesh_of(x: Any) -> Mesh | None:
@@ -297,16 +343,27 @@ def global_grad(
   return with_gradient
 
 
+def whole(x: Array) -> Array:
+  """The same array, whole on every device where an explicit mesh splits it.
+
+  For what JAX cannot split by itself there, such as a scatter by labels.
+  """
+  mesh = jax.typeof(x).sharding.mesh
+  if not mesh.explicit_axes:
+    return x
+  return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
 def gather(x: PyTree) -> PyTree:
   """All examples of all devices, [b, ...], on every device, in global order.
 
   For what is O(b): thresholds, ranks, negatives. The identity in the global
-  view. Gradients flow through it, right in every mode; those of `all_gather`
-  are not, since no one value of its argument `to` suits shard_map with and
-  without its check, pmap and vmap.
+  view (on an explicit mesh `whole`). Gradients flow through it, right in every
+  mode; those of `all_gather` are not, since no one value of its argument `to`
+  suits shard_map with and without its check, pmap and vmap.
   """
   if not axis_is_bound():
-    return x
+    return jax.tree.map(whole, x)
   devices, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
 
   def gather_one(a: Array) -> Array:
@@ -336,12 +393,24 @@ class Table(NamedTuple):
   rows: Array
 
 
-def data_shards(n: int, batch_size: int) -> int:
+def data_shards(n: int, batch_size: int, most: int = SHARDS) -> int:
   """How many shards the tables of a data set have: a property of the data.
 
   At most 8 and a divisor of the batch size, so that 1, 2, 4 and 8 devices (as
   far as they divide it) draw the same batches; fewer for data sets so small
   that the last shard would run short.
+
+  Args:
+    n: examples.
+    batch_size: in [1, n].
+    most: what to start from; 16 devices need 16, 6 devices 6.
+
+  Returns:
+    `most`, or as large a part of it as divides the batch size and leaves the
+    last shard enough examples for every step of an epoch.
+
+  Raises:
+    ValueError: if an argument is out of range.
 
   >>> data_shards(1200, 100), data_shards(50_000, 128)
   (4, 8)
@@ -351,7 +420,8 @@ def data_shards(n: int, batch_size: int) -> int:
     1 <= batch_size <= n,
     f'batch_size must lie between 1 and n = {n}, got {batch_size}',
   )
-  shards = math.gcd(SHARDS, batch_size)
+  check(most >= 1, f'most must be at least 1, got {most}')
+  shards = math.gcd(most, batch_size)
   while shards > 1:
     last = n - (shards - 1) * math.ceil(n / shards)
     if last // (batch_size // shards) >= n // batch_size:
@@ -381,9 +451,11 @@ def unpack_rows(table: Table, n: int) -> Array:
   return table.rows.reshape(shards * m, *table.rows.shape[2:])[:n]
 
 
-def _local_index(table: Table, index: Array) -> Array:
-  """[shards, b / shards] rows within each shard; m where there is none."""
+def _place(table: Table, index: Array) -> tuple[Array, Array]:
+  """[shards, b / shards] rows within each shard, and whether there is one."""
   shards, m = table.rows.shape[:2]
+  check_auto(index, 'index')
+  index = jnp.asarray(index)
   check(
     index.ndim == 1 and index.shape[0] % shards == 0,
     f'index must be [b] with b a multiple of the {shards} shards of the table, '
@@ -399,13 +471,57 @@ def _local_index(table: Table, index: Array) -> Array:
   index = index.reshape(shards, -1)
   # Division floors, so a negative index belongs to no shard; neither does PAD.
   belongs = index // m == own
-  if is_concrete(index, belongs):
+  return jnp.where(belongs, index - own * m, m), belongs
+
+
+def _local_index(table: Table, index: Array) -> Array:
+  """[shards, b / shards] rows within each shard; m where there is none."""
+  local, belongs = _place(table, index)
+  if is_concrete(belongs):
+    shards, m = table.rows.shape[:2]
     check(
-      jnp.all(belongs | (index == PAD)),
+      jnp.all(belongs | (jnp.reshape(index, belongs.shape) == PAD)),
       f'index is out of range, or not laid out shard by shard: the table has '
       f'{shards} shards of {m} rows',
     )
-  return jnp.where(belongs, index - own * m, m)
+  return local
+
+
+def is_table(x: Any) -> bool:
+  """Whether this is a `Table`, for `is_leaf` of `jax.tree.map`."""
+  return isinstance(x, Table)
+
+
+def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
+  """The metric of examples that the tables of a state have no place for.
+
+  Inside jit nobody else says so: such a row is read as zeros and not written.
+  It happens where batches are laid out otherwise than the tables (a loader of
+  one's own wants tables of one shard), or `num_examples` is too small.
+
+  Args:
+    tree: a state, or a part of it.
+    batch: `index` [b], and `weight` [b] if any; examples of weight 0 and padded
+      ones need no place.
+
+  Returns:
+    `{'unplaced': []}`, the share of the batch, 0 if all is well; nothing if
+    there is no `Table` or no `index`.
+
+  >>> table, index = pack_rows(jnp.zeros(4)), jnp.array([0, 1, 7, 9])
+  >>> [float(share) for share in unplaced(table, {'index': index}).values()]
+  [0.5]
+  """
+  tables = [x for x in jax.tree.leaves(tree, is_leaf=is_table) if is_table(x)]
+  if not tables or 'index' not in batch:
+    return {}
+  index = jnp.asarray(batch['index'])
+  weight = jnp.asarray(batch.get('weight', jnp.ones(index.shape)))
+  placed = jnp.ones(index.shape, bool)
+  for table in {t.rows.shape[:2]: t for t in tables}.values():
+    placed &= _place(table, index)[1].reshape(index.shape)
+  needed = weight * (index != PAD)
+  return {'unplaced': global_mean(1.0 - placed, needed)}
 
 
 def read_rows(table: Table, index: Array) -> Array:
@@ -427,13 +543,17 @@ def read_rows(table: Table, index: Array) -> Array:
   return read(table.rows, local).reshape(index.shape + table.rows.shape[2:])
 
 
-def write_rows(table: Table, index: Array, rows: Array) -> Table:
+def write_rows(
+  table: Table, index: Array, rows: Array, *, where: Array | None = None
+) -> Table:
   """The table with the rows of a batch replaced.
 
   Args:
     table: rows [shards, m, ...].
     index: [b] int, global, laid out shard by shard, without repetition.
     rows: [b, ...], cast to the dtype of the table.
+    where: [b] bool, the rows to write; None for all. An example of weight 0 is
+      not there: `weight > 0` keeps it from leaving a trace in the memory.
 
   Returns:
     The new table; rows of `PAD` are dropped.
@@ -444,6 +564,12 @@ def write_rows(table: Table, index: Array, rows: Array) -> Table:
   local = _local_index(table, index)
   expected = index.shape + table.rows.shape[2:]
   check(rows.shape == expected, f'rows must be {expected}, got {rows.shape}')
+  if where is not None:
+    check(
+      where.shape == index.shape,
+      f'where must be [b] = {index.shape}, got {where.shape}',
+    )
+    local = jnp.where(where.reshape(local.shape), local, table.rows.shape[1])
   rows = rows.astype(table.rows.dtype).reshape(
     local.shape + table.rows.shape[2:]
   )
@@ -463,7 +589,11 @@ def example_keys(key: Key, index: Array) -> Key:
 
   Returns:
     [b] keys.
+
+  Raises:
+    ValueError: if `index` is split over an explicit mesh axis.
   """
+  check_auto(index, 'index')
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
@@ -471,7 +601,10 @@ def shuffle_within(key: Key, index: Array, tree: T) -> T:
   """Permutes the examples of a batch within its shards.
 
   For what pairs examples, such as mixup: it needs no communication, and gives
-  the same pairs on any number of devices that divides gcd(8, b).
+  the same pairs on any number of devices that divides gcd(8, b), the default
+  shards; on 6 or 16 devices they are others than on one. A partner may
+  be an example of weight 0, which holds anything: permute `weight` alike, and
+  let a pair count where both do.
 
   Args:
     key: the step's key, after a `fold_in` with a fixed tag.
@@ -552,7 +685,8 @@ def from_loss(
     refit: handed on.
 
   Returns:
-    The method. `step` reports the metrics `loss` and those of `Aux`.
+    The method. `step` reports the metrics `loss`, those of `Aux`, and where
+    there are `Table`s `unplaced`.
 
   Raises:
     ValueError: at trace time, if `Aux.extra` or `Aux.stats` has another
@@ -580,7 +714,8 @@ def from_loss(
     updates, opt = tx.update(gradient, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     state = State(state.step + 1, params, aux.stats, opt, aux.extra)
-    return state, {'loss': loss, **aux.metrics}
+    metrics = {'loss': loss, **aux.metrics, **unplaced(aux.extra, batch)}
+    return state, metrics
 
   return Method(init, step, predict_with(model), refit)
 
@@ -599,8 +734,75 @@ MODEL_TAG = 0
 
 
 def model_keys(key: Key, batch: Batch) -> Key:
-  """The keys [b] for a network's training pass on `batch`."""
+  """The keys [b] for a network's training pass on `batch`.
+
+  Args:
+    key: of the step.
+    batch: with `index` [b].
+
+  Returns:
+    [b] keys.
+  """
+  check_batch(batch, 'index')
   return example_keys(jax.random.fold_in(key, MODEL_TAG), batch['index'])
+
+
+def training_pass(
+  model: Model,
+  params: Params,
+  stats: Stats,
+  x: Inputs,
+  keys: Key | None,
+  weight: Array,
+) -> tuple[Outputs, Stats]:
+  """A network's pass in training: rows of weight 0 leave no trace in it.
+
+  Their inputs are replaced by zeros, whatever they hold (backward passes would
+  multiply zero by NaN), and batch statistics are of the others alone. A batch
+  without any weight changes no statistics.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    stats: its batch statistics.
+    x: arrays [b, ...].
+    keys: [b], one for each example.
+    weight: [b], >= 0 or bool.
+
+  Returns:
+    The outputs, of zeros in rows of weight 0, and the new statistics.
+
+  Raises:
+    ValueError: if an array of `x` or `weight` is not [b, ...].
+  """
+  there = jnp.asarray(weight) > 0
+
+  def shown(a: Array) -> Array:
+    check(
+      there.ndim == 1 and a.shape[:1] == there.shape,
+      f'weight must be [b] and x [b, ...], got shapes {there.shape} and '
+      f'{a.shape}',
+    )
+    return jnp.where(there.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+
+  x = jax.tree.map(shown, x)
+  if not jax.tree.leaves(stats):
+    return model.apply(params, stats, x, keys, True)
+  some = global_sum(jnp.sum(there)) > 0
+  outputs, new = model.apply(params, stats, x, keys, True, there | ~some)
+  return outputs, jax.tree.map(lambda n, o: jnp.where(some, n, o), new, stats)
+
+
+def check_losses(losses: Array, weight: Array) -> None:
+  """Raises unless there is one loss [b] for each example with `weight` [b].
+
+  `global_mean` would take [b, b], which some broadcasting made, as well.
+  """
+  check(
+    losses.shape == weight.shape,
+    f'the loss must give one value for each example, as weight has: '
+    f'{weight.shape}, got {losses.shape}',
+  )
 
 
 def supervised(
@@ -616,16 +818,24 @@ def supervised(
     tx: the optimizer.
 
   Returns:
-    A method over batches of `x`, `labels`, `weight` and `index`.
+    A method over batches of `x`, `labels`, `weight` and `index`. A label out of
+    range, -1 for one, needs the weight 0: with any other the loss is NaN.
+
+  Raises:
+    ValueError: at trace time, if a batch lacks an array or the loss gives
+      anything but one value for each example.
   """
 
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    outputs, stats = model.apply(
-      params, state.stats, batch['x'], model_keys(key, batch), True
+    check_batch(batch, 'x', 'labels', 'weight')
+    weight = jnp.asarray(batch['weight'])
+    outputs, stats = training_pass(
+      model, params, state.stats, batch['x'], model_keys(key, batch), weight
     )
     losses = per_example_loss(outputs.logits, batch['labels'])
-    return global_mean(losses, batch['weight']), Aux(stats)
+    check_losses(losses, weight)
+    return global_mean(losses, weight), Aux(stats)
 
   return from_loss(loss_fn, model, tx)

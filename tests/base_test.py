@@ -5,7 +5,7 @@ import re
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
@@ -30,12 +30,16 @@ from jnl.base import (
   read_rows,
   shuffle_within,
   supervised,
+  training_pass,
   unpack_rows,
+  unplaced,
   write_rows,
 )
 from jnl.data import epoch_order, take_batch
+from jnl.losses import gce
 from jnl.train.parallel import data_mesh, parallel, place, shardings, specs
 
+KEY = jax.random.key(0)
 MODES = ['shard_map', 'shard_map_vma', 'pmap', 'vmap']
 
 
@@ -60,6 +64,34 @@ def uneven():
   values = rng.normal(size=16).astype(np.float32)
   weights = np.array([0, 0, 5, 1, 0, 0, 2, 0] + [0] * 6 + [1, 3], np.float32)
   return values, weights
+
+
+# --- the name of the axis ----------------------------------------------------
+
+
+def test_another_mapped_axis_is_an_error_that_names_both():
+  values = jnp.arange(8.0)
+  mesh = jax.make_mesh((8,), ('dp',), axis_types=(AxisType.Auto,))
+  local = lambda v: global_mean(v, jnp.ones_like(v))
+  by_pmap = jax.pmap(local, axis_name='batch')
+  by_shard_map = jax.shard_map(
+    local, mesh=mesh, in_specs=P('dp'), out_specs=P(), check_vma=False
+  )
+  with pytest.raises(ValueError, match=r"over 'batch' .* called 'data'"):
+    by_pmap(values[:, None])
+  with pytest.raises(ValueError, match=r"over 'dp' .* called 'data'"):
+    by_shard_map(values)
+  # Runs by vmap, and examples beside runs, are what they seem.
+  runs = jax.vmap(local, axis_name='run')(values.reshape(2, 4))
+  np.testing.assert_array_equal(runs, [1.5, 5.5])
+  mesh = jax.make_mesh((2, 4), ('run', 'data'), axis_types=(AxisType.Auto,) * 2)
+  both = jax.shard_map(
+    lambda v: local(v)[None],
+    mesh=mesh,
+    in_specs=P(('run', 'data')),
+    out_specs=P('run'),
+  )
+  np.testing.assert_array_equal(both(values), [1.5, 5.5])
 
 
 # --- global_mean -------------------------------------------------------------
@@ -258,6 +290,69 @@ def test_tables_communicate_nothing_under_jit():
   assert not re.findall(r'all-\w+|collective-\w+|reduce-scatter', text)
 
 
+def test_rows_are_written_where_they_are_wanted():
+  table = pack_rows(jnp.zeros(4))
+  index, rows = jnp.array([2, 0, 3]), jnp.array([1.0, jnp.nan, 5.0])
+  new = write_rows(table, index, rows, where=jnp.array([True, False, True]))
+  np.testing.assert_array_equal(new.rows, [[0, 0, 1, 5]])
+  with pytest.raises(ValueError, match='where must be'):
+    write_rows(table, index, rows, where=jnp.ones((3, 1), bool))
+
+
+def test_rows_without_a_place_are_a_metric_inside_jit():
+  """In another layout, or a table too small; who is not there needs none."""
+  share = jax.jit(lambda table, batch: unplaced(table, batch).get('unplaced'))
+  sharded, ordinary = pack_rows(jnp.zeros(64), 8), pack_rows(jnp.zeros(64))
+  for table in (sharded, {'a': ordinary, 'b': sharded}):
+    assert share(table, {'index': np.arange(16)}) == 7 / 8
+  index = np.array([3, 63, 64, 1000, PAD, -1, 5, 80])
+  weight = np.array([1, 1, 1, 1, 1, 2, 1, 0])
+  found = share(ordinary, {'index': index, 'weight': weight})
+  assert found == np.float32(4 / 7)
+  assert unplaced(jnp.zeros(64), {'index': index}) == {}
+
+
+def test_parallel_looks_at_the_layout_on_the_host():
+  state = State(jnp.int32(0), jnp.ones(3), {}, (), pack_rows(jnp.zeros(32), 8))
+  step = parallel(lambda s, b, k: (s, unplaced(s, b)), state)
+  key, right = jax.random.key(0), np.arange(8) * 4
+  for wrong in (right[::-1].copy(), right + 4, jnp.arange(8)):
+    with pytest.raises(ValueError, match='has no place in a table of 8 shards'):
+      parallel(step, state)(state, {'index': wrong}, key)
+  _, metrics = step(place(state, data_mesh()), {'index': right}, key)
+  assert metrics['unplaced'] == 0
+  gone = {'index': np.r_[right[:7], 99], 'weight': np.r_[np.ones(7), 0]}
+  step(place(state, data_mesh()), gone, key)  # the last one need not be there
+  with pytest.raises(ValueError, match='does not divide over 6 devices'):
+    parallel(step, state, mesh=data_mesh(jax.devices()[:6]))
+
+
+@pytest.mark.parametrize('how', ['jit', 'shard_map', 'pmap'])
+def test_explicit_meshes_are_taken_as_automatic_ones(how):
+  """`jax.make_mesh` makes them so; arrays may lie on one, too."""
+  method = supervised(gce, linear(), optax.sgd(0.1))
+  state, key = method.init(jax.random.key(0)), jax.random.key(1)
+  batch = {
+    'x': np.arange(16, dtype=np.float32).reshape(8, 2) / 16,
+    'labels': np.arange(8) % 2,
+    'weight': np.array([0, 1, 2, 0, 0, 0, 3, 1], np.float32),
+    'index': np.arange(8),
+  }
+  expected, _ = method.step(state, batch, key)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Explicit,))
+  split = jax.device_put(batch, NamedSharding(mesh, P('data')))
+  step = parallel(method.step, state, how, mesh=mesh)
+  for given in (batch, split):
+    found, _ = step(place(state, mesh), given, key)
+    np.testing.assert_allclose(found.params, expected.params, rtol=1e-6)
+  with pytest.raises(ValueError, match=r'explicit mesh axes .*AxisType\.Auto'):
+    jax.jit(method.step)(state, split, key)
+  table = pack_rows(jnp.zeros(8))
+  for use in (read_rows, lambda t, i: write_rows(t, i, jnp.ones(8))):
+    with pytest.raises(ValueError, match=r'AxisType\.Auto'):
+      jax.jit(use)(table, split['index'])
+
+
 def test_specs_split_tables_and_replicate_the_rest():
   table = pack_rows(jnp.zeros(8), 8)
   found = specs({'table': table, 'other': jnp.zeros(8)})
@@ -357,6 +452,55 @@ def test_supervised_is_gradient_descent_on_the_weighted_mean():
   assert state.step == 1
   logits = method.predict(state, batch['x']).logits
   np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+def test_rows_of_weight_zero_are_not_seen_by_the_network():
+  def apply(params, stats, x, keys, train, mask=None):
+    del keys, train
+    seen = jnp.sum(jnp.where(mask[:, None], x, 0)) / jnp.sum(mask)
+    return Outputs(x @ params, x), {'mean': seen}
+
+  model = Model(lambda key: (jnp.ones((2, 2)), {'mean': jnp.float32(7)}), apply)
+  params, stats = model.init(KEY)
+  x = jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf], [3.0, 4.0]])
+
+  def run(weight, x):
+    def total(params):
+      outputs, new = training_pass(model, params, stats, x, None, weight)
+      return global_mean(outputs.logits, weight), new
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+  (value, new), gradient = run(jnp.array([1.0, 0.0, 1.0]), x)
+  (same, kept), other = run(jnp.array([1.0, 1.0]), x[::2])
+  np.testing.assert_array_equal(gradient, other)
+  assert value == same == 5
+  assert new['mean'] == kept['mean'] == 5
+  (value, new), gradient = run(jnp.zeros(3), x)
+  assert value == 0
+  assert new['mean'] == 7, 'nobody was there'
+  np.testing.assert_array_equal(gradient, 0)
+  with pytest.raises(ValueError, match=r'weight must be \[b\]'):
+    run(jnp.ones((3, 1)), x)
+
+
+def test_a_loss_that_was_broadcast_is_an_error():
+  """[b, b] where [b] is meant passes `global_mean`, but no step."""
+  spread = lambda z, y: gce(z, y) * jnp.ones((4, 1))
+  batch = {
+    'x': jnp.ones((4, 2)),
+    'labels': jnp.zeros(4, jnp.int32),
+    'weight': jnp.ones(4),
+    'index': jnp.arange(4),
+  }
+  method = supervised(spread, linear(), optax.sgd(0.1))
+  state = method.init(KEY)
+  with pytest.raises(ValueError, match=r'one value for each .*\(4, 4\)'):
+    method.step(state, batch, KEY)
+  for name in batch:
+    lacking = {k: v for k, v in batch.items() if k != name}
+    with pytest.raises(ValueError, match=f'the batch lacks {name!r}; it has'):
+      method.step(state, lacking, KEY)
 
 
 def test_a_loss_that_loses_the_memory_is_found_out():

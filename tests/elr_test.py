@@ -1,5 +1,7 @@
 """ELR as a method: its memory, its flags, and that the mechanism matters."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from jnl import losses, noise
 from jnl.base import State, data_shards, pack_rows, supervised, unpack_rows
-from jnl.data import load
+from jnl.data import PerRun, load
 from jnl.methods.elr import elr, mislabeled
 from jnl.nets import MLP, from_linen
 from jnl.train.fit import fit_many
@@ -44,6 +46,25 @@ def test_a_step_moves_the_memory_of_its_batch_alone():
   total = metrics['cross_entropy'] + 3 * metrics['penalty']
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-6)
   assert metrics['penalty'] < 0
+
+
+def test_the_memory_may_be_kept_in_bfloat16():
+  """Half of it, the same but for its rounding; int64 indices warn nobody."""
+  batch = batch_of(np.array([4, 1]), [1.0, 1.0])
+  batch['index'] = np.array([4, 1])
+  found = {}
+  for dtype in (jnp.float32, jnp.bfloat16):
+    method = small(dtype=dtype)
+    state = method.init(KEY)
+    for _ in range(3):
+      with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        state, metrics = method.step(state, batch, KEY)
+    assert state.extra.rows.dtype == dtype
+    found[dtype] = metrics['loss'], unpack_rows(state.extra, 6)
+  low, high = found[jnp.bfloat16], found[jnp.float32]
+  np.testing.assert_allclose(low[0], high[0], rtol=1e-2)
+  np.testing.assert_allclose(low[1], high[1], rtol=1e-2)
 
 
 def test_flags_are_contradictions_of_examples_that_were_seen():
@@ -96,15 +117,9 @@ def trained():
   fits = {
     name: fit_many(
       method,
-      {'x': digits.train.x, 'labels': noisy},
+      {'x': digits.train.x, 'labels': PerRun(noisy)},
       keys,
-      per_run=('labels',),
-      held_out={
-        'test': {
-          'x': digits.test.x,
-          'labels': np.tile(digits.test.labels, (2, 1)),
-        }
-      },
+      held_out={'test': {'x': digits.test.x, 'labels': digits.test.labels}},
       epochs=60,
       batch_size=100,
       devices=jax.devices()[:1],

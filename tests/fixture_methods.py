@@ -27,6 +27,7 @@ from jnl.base import (
   model_keys,
   pack_rows,
   read_rows,
+  training_pass,
 )
 
 
@@ -77,7 +78,9 @@ def co_divide(model, tx, n, shards):
 
     def one(params, stats, other):
       keys = model_keys(jax.random.fold_in(key, 7), batch)
-      outputs, stats = model.apply(params, stats, batch['x'], keys, True)
+      outputs, stats = training_pass(
+        model, params, stats, batch['x'], keys, batch['weight']
+      )
       losses = cross_entropy(outputs.logits, batch['labels'])
       weight = batch['weight'] * jnp.take(trust, other, axis=1)
       return global_mean(losses, weight, denominator=batch['weight']), stats
@@ -117,9 +120,8 @@ def reweight(model, tx):
 
   def losses_of(params, state, batch, key, stream=''):
     keys = model_keys(key, {'index': batch['index' + stream]})
-    outputs, stats = model.apply(
-      params, state.stats, batch['x' + stream], keys, True
-    )
+    x, weight = batch['x' + stream], batch['weight' + stream]
+    outputs, stats = training_pass(model, params, state.stats, x, keys, weight)
     return cross_entropy(outputs.logits, batch['labels' + stream]), stats
 
   def step(state, batch, key):

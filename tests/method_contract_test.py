@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from jnl import automata, losses
-from jnl.base import Table, pack_rows, supervised, write_rows
+from jnl.base import PAD, Table, pack_rows, supervised, write_rows
 from jnl.data import epoch_order, index_order, take_batch
 from jnl.methods.bags import supervised_bags
 from jnl.methods.elr import elr
@@ -185,6 +185,35 @@ def batches():
   return made
 
 
+def spoiled(batch):
+  """The batch with rows of weight 0 that hold anything, some of them padded."""
+  batch = {k: np.array(v) for k, v in batch.items()}
+  for suffix in ('', '_meta'):
+    gone = batch['weight' + suffix] == 0
+    some = gone & (np.arange(gone.size) % 2 == 0)
+    for name, value in (
+      ('x', np.nan),
+      ('x_strong', np.inf),
+      ('labels', -1),
+      ('candidates', False),
+      ('labeled', True),
+      ('noisy', False),
+    ):
+      batch[name + suffix][gone] = value
+    batch['labels' + suffix][some] = 255
+    batch['index' + suffix][some] = PAD
+  return batch
+
+
+def padded(batch):
+  """The batch with a row beside each one that is padding, and of garbage."""
+  twice = {k: np.repeat(np.asarray(v), 2, axis=0) for k, v in batch.items()}
+  for suffix in ('', '_meta'):
+    twice['weight' + suffix][1::2] = 0
+    twice['index' + suffix][1::2] = PAD
+  return spoiled(twice)
+
+
 class Case:
   """A method and what several tests need of it, compiled once."""
 
@@ -207,10 +236,10 @@ class Case:
   def expected(self):
     return self.run(self.step, self.start)
 
-  def run(self, step, state, key=KEY):
+  def run(self, step, state, key=KEY, change=lambda batch: batch):
     """Two steps, a refit, one more step."""
     metrics = []
-    for i, batch in enumerate(batches()):
+    for i, batch in enumerate(map(change, batches())):
       if i == 2:
         placed = jax.tree.map(lambda a: a.sharding, state)
         state = self.refit(jax.device_get(state), key)
@@ -275,6 +304,24 @@ def test_the_key_decides(case):
   other = case.run(case.step, case.start, jax.random.key(6))
   with pytest.raises(AssertionError):
     assert_close(case.expected, other)
+
+
+def test_rows_of_weight_zero_leave_no_trace(case):
+  found = case.run(case.step, case.start, change=spoiled)
+  assert case.traces == 1
+  assert_close(case.expected, found)
+
+
+@pytest.mark.parametrize(
+  'name', ['elr', 'ill_semi', 'weak_em', 'refine', 'mwn', 'mslc']
+)
+def test_padding_is_not_counted(name):
+  """Not as rows of zeros either, by batch statistics for one."""
+  case = Case(METHODS[name]())
+  batch, key = batches()[0], KEY
+  assert_close(
+    case.step(case.start, batch, key), case.step(case.start, padded(batch), key)
+  )
 
 
 @pytest.mark.parametrize(

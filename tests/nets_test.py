@@ -20,6 +20,7 @@ from jnl.nets import (
   max_pool,
   standardize,
 )
+from jnl.nets.layers import rows_of
 from jnl.train.parallel import data_mesh
 
 KEY = jax.random.key(0)
@@ -108,6 +109,54 @@ def test_batch_norm_sees_the_global_batch(check_vma):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, found
   )
+
+
+def test_batch_norm_counts_its_mask_wherever_that_lies():
+  """Uneven over devices, one of which has no example at all."""
+  model = from_linen(MLP(3, (5,), batch_norm=True), (4,))
+  params, stats = model.init(KEY)
+  there = np.array([0, 0, 1, 1] + [1, 0] * 4 + [1, 1, 1, 0], bool)
+  x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+  x *= np.arange(16)[:, None]
+  expected, kept = model.apply(params, stats, x[there], None, True)
+  apply = lambda x, mask: model.apply(params, stats, x, None, True, mask)
+  mapped = jax.shard_map(
+    apply,
+    mesh=data_mesh(),
+    in_specs=P('data'),
+    out_specs=(P('data'), P()),
+  )
+  for how in (apply, mapped):
+    found, new = how(x, there)
+    np.testing.assert_allclose(
+      found.logits[there], expected.logits, rtol=1e-4, atol=1e-5
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), new, kept
+    )
+
+
+def test_a_mask_of_examples_fits_layers_of_more_rows():
+  mask = jnp.array([True, False])
+  rows = rows_of(mask, jnp.ones((6, 3, 2)))
+  assert rows.shape == (6, 1, 1)
+  np.testing.assert_array_equal(rows.ravel(), [1, 1, 1, 0, 0, 0])
+  with pytest.raises(ValueError, match='5 rows, which a mask of 2'):
+    rows_of(mask, jnp.ones((5, 3)))
+
+
+def test_batch_norm_is_that_of_flax():
+  ours = batch_norm(True)
+  theirs = nn.BatchNorm(use_running_average=False, momentum=0.9)
+  x = jax.random.normal(KEY, (6, 3, 3, 4)) * 3 + 1
+  variables = theirs.init(KEY, x)
+  y, new = theirs.apply(variables, x, mutable='batch_stats')
+  z, own = ours.apply(variables, x, mutable='batch_stats')
+  np.testing.assert_allclose(z, y, rtol=1e-5, atol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own, new
+  )
+  assert jax.tree.structure(ours.init(KEY, x)) == jax.tree.structure(variables)
 
 
 def test_batch_statistics_of_bfloat16_are_computed_in_float32():
@@ -234,6 +283,27 @@ def test_foreign_networks_train_and_evaluate(model):
   jax.tree.map(np.testing.assert_array_equal, kept, stats)
   many, _ = jax.vmap(model.init)(jax.random.split(KEY, 2))
   assert {leaf.shape[0] for leaf in jax.tree.leaves(many)} == {2}
+
+
+@pytest.mark.parametrize(
+  'model',
+  [from_linen(ForeignLinen(), (4,), call=linen_call), from_nnx(ForeignNNX)],
+  ids=['linen', 'nnx'],
+)
+def test_foreign_batch_statistics_leave_out_what_is_masked(model):
+  params, stats = model.init(KEY)
+  x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+  there = np.array([1, 0, 1, 1, 0, 1], bool)
+  _, expected = model.apply(params, stats, x[there], keys_of(4), True)
+  _, found = model.apply(params, stats, x, keys_of(6), True, there)
+  _, every = model.apply(params, stats, x, keys_of(6), True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
+  )
+  with pytest.raises(AssertionError):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), every, expected
+    )
 
 
 def test_a_network_must_return_outputs():

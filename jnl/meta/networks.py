@@ -21,6 +21,7 @@ from jnl.base import (
   axis_is_bound,
   check,
   global_sum,
+  training_pass,
 )
 
 FEATURES = 19
@@ -64,7 +65,12 @@ def weigher(hidden: int = 100) -> Model:
 
 
 def weigh(
-  model: Model, params: Params, stats: Stats, losses: Array, keys: Key | None
+  model: Model,
+  params: Params,
+  stats: Stats,
+  losses: Array,
+  keys: Key | None,
+  mask: Array | None = None,
 ) -> tuple[Array, Stats]:
   """What a weigher makes of losses.
 
@@ -74,11 +80,15 @@ def weigh(
     stats: its statistics.
     losses: [b].
     keys: [b], for a weigher that is random.
+    mask: [b], 0 for examples that are not there; None if all are.
 
   Returns:
     Weights [b] in (0, 1), and the new statistics.
   """
-  outputs, stats = model.apply(params, stats, losses[:, None], keys, True)
+  mask = jnp.ones(losses.shape, bool) if mask is None else mask
+  outputs, stats = training_pass(
+    model, params, stats, losses[:, None], keys, mask
+  )
   check(
     outputs.logits.shape == (*losses.shape, 1),
     f'a weigher must have logits [b, 1], got {outputs.logits.shape}',
@@ -167,7 +177,7 @@ def rescale(
     Weights [b] in (0, 1), and the new statistics.
   """
   x = (features, labels, mask)
-  outputs, stats = model.apply(params, stats, x, keys, True)
+  outputs, stats = training_pass(model, params, stats, x, keys, mask)
   logits = outputs.logits
   check(
     logits.shape == (labels.shape[0], 2),

@@ -26,7 +26,7 @@ from jnl.base import (
   check,
   global_mean,
   model_keys,
-  read_rows,
+  training_pass,
   write_rows,
 )
 
@@ -113,13 +113,16 @@ def passing(
 ) -> Callable[[Params], Passed]:
   """A training pass over a stream, as a function of the parameters.
 
-  An example whose loss is not finite is not there: its weight is 0. If its
+  An example of weight 0 leaves no trace in it, whatever it holds. One whose
+  loss is not finite is not there either: its weight becomes 0. But if its
   inputs are not finite, the gradient of a batch with it is not either, since
   backward passes multiply zero by NaN; see `settle`.
   """
 
   def run(params: Params) -> Passed:
-    outputs, new = model.apply(params, stats, stream.x, stream.keys, True)
+    outputs, new = training_pass(
+      model, params, stats, stream.x, stream.keys, stream.weight
+    )
     losses = loss(outputs.logits, stream.labels)
     check(
       losses.shape == stream.labels.shape,
@@ -140,9 +143,7 @@ def passing(
 
 def remember(table: Table, index: Array, rows: Array, weight: Array) -> Table:
   """Writes rows [b, ...] of the examples that are there, of positive weight."""
-  there = (weight > 0).reshape(-1, *(1,) * (rows.ndim - 1))
-  rows = jnp.where(there, rows, read_rows(table, index))
-  return write_rows(table, index, rows)
+  return write_rows(table, index, rows, where=weight > 0)
 
 
 def drawn(

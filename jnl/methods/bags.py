@@ -22,9 +22,12 @@ from jnl.base import (
   Params,
   State,
   Stats,
+  check_batch,
+  check_losses,
   from_loss,
   global_mean,
   model_keys,
+  training_pass,
 )
 
 
@@ -48,11 +51,13 @@ def supervised_bags(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
+    check_batch(batch, 'x', 'weight')
     views = batch['x'][None]
     outputs, stats = apply_to_bags(
       model, params, state.stats, views, batch, key
     )
     losses = per_bag_loss(outputs.logits[0], batch)
+    check_losses(losses, batch['weight'])
     return global_mean(losses, batch['weight']), Aux(stats)
 
   return from_loss(loss_fn, model, tx)
@@ -89,24 +94,31 @@ def apply_to_bags(
 ) -> tuple[Outputs, Stats]:
   """Outputs [views, b, m, ...] of all instances, in one training pass.
 
+  Instances outside the mask and bags of weight 0 leave no trace in it, however
+  wide the padding is: see `training_pass`.
+
   Args:
     model: of instances.
     params: its parameters.
     stats: its batch statistics.
     views: [views, b, m, ...].
-    batch: with `index` [b], from which come the keys.
+    batch: with `index` [b], from which come the keys, `weight` [b], and `mask`
+      [b, m] where bags are ragged.
     key: of the step.
 
   Returns:
     The outputs without `aux`, and the new statistics.
   """
   count, b, m = views.shape[:3]
+  there = mask_of(batch) & (jnp.asarray(batch['weight']) > 0)[:, None]
   # [b, views, m]: what is of one bag, and so of one device, stays together.
   x = jnp.moveaxis(views, 0, 1).reshape(-1, *views.shape[3:])
-  keys = jax.vmap(lambda key: jax.random.split(key, count * m))(
-    model_keys(key, batch)
+  split = jax.vmap(jax.random.split, (0, None))
+  keys = split(split(model_keys(key, batch), count).reshape(-1), m)
+  weight = jnp.broadcast_to(there[:, None], (b, count, m))
+  outputs, stats = training_pass(
+    model, params, stats, x, keys.reshape(-1), weight.reshape(-1)
   )
-  outputs, stats = model.apply(params, stats, x, keys.reshape(-1), True)
 
   def of_bags(values: Array) -> Array:
     values = values.reshape(b, count, m, *values.shape[1:])

@@ -1,6 +1,7 @@
 """Early-learning regularization (ELR)."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from jnl import losses
@@ -16,11 +17,13 @@ from jnl.base import (
   State,
   Table,
   check,
+  check_batch,
   from_loss,
   global_mean,
   model_keys,
   pack_rows,
   read_rows,
+  training_pass,
   unpack_rows,
   write_rows,
 )
@@ -35,6 +38,7 @@ def elr(
   beta: Scalar = 0.7,
   lam: Scalar = 3.0,
   shards: int = 1,
+  dtype: DTypeLike = jnp.float32,
 ) -> Method:
   r"""Cross-entropy, held back by what the network believed early on.
 
@@ -60,14 +64,16 @@ def elr(
     lam: >= 0, weight of the penalty. The paper: 3, 1, and 7 on CIFAR-100.
     shards: of the table of averages: `data_shards(n, batch_size)` for `fit`, 1
       in a loop of one's own.
+    dtype: of that table: bfloat16 halves it. What is computed stays float32.
 
   Returns:
     A method over batches of `x`, `labels`, `weight` and `index`. `state.extra`
-    is the Table of averages, [n, c] float32, zeros at first. Metrics: `loss`,
-    `cross_entropy`, `penalty`.
+    is the Table of averages, [n, c], zeros at first. Metrics: `loss`,
+    `cross_entropy`, `penalty`, and `unplaced`, see `base.unplaced`. A missing
+    label (-1, say) needs the weight 0.
 
   Raises:
-    ValueError: if `beta` or `lam` is out of range.
+    ValueError: if `beta` or `lam` is out of range, or a batch lacks an array.
 
   Reference: Liu, Niles-Weed, Razavian and Fernandez-Granda, Early-Learning
   Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020, arXiv
@@ -79,24 +85,23 @@ def elr(
 
   def init_extra(key: Key) -> Table:
     del key
-    return pack_rows(jnp.zeros((num_examples, num_classes)), shards)
+    return pack_rows(jnp.zeros((num_examples, num_classes), dtype), shards)
 
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    outputs, stats = model.apply(
-      params, state.stats, batch['x'], model_keys(key, batch), True
+    check_batch(batch, 'x', 'labels', 'weight')
+    index, weight = batch['index'], jnp.asarray(batch['weight'])
+    outputs, stats = training_pass(
+      model, params, state.stats, batch['x'], model_keys(key, batch), weight
     )
-    index, weight = batch['index'], batch['weight']
-    old = read_rows(state.extra, index)
+    old = read_rows(state.extra, index).astype(jnp.float32)
     targets = losses.elr_targets(old, outputs.logits, beta=beta)
     cross_entropy = global_mean(
       losses.ce(outputs.logits, batch['labels']), weight
     )
     penalty = global_mean(losses.elr_penalty(outputs.logits, targets), weight)
-    # An example of weight 0 is not there: it leaves no trace in the memory.
-    targets = jnp.where(weight[:, None] > 0, targets, old)
-    extra = write_rows(state.extra, index, targets)
+    extra = write_rows(state.extra, index, targets, where=weight > 0)
     metrics = {'cross_entropy': cross_entropy, 'penalty': penalty}
     return cross_entropy + lam * penalty, Aux(stats, extra, metrics)
 

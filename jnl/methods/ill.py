@@ -32,8 +32,10 @@ from jnl.base import (
   State,
   Stats,
   check,
+  check_batch,
   from_loss,
   model_keys,
+  training_pass,
 )
 from jnl.methods.ill_losses import (
   check_entropy_weight,
@@ -92,7 +94,7 @@ def ill_noisy(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    _check_batch(batch, 'labels')
+    check_batch(batch, *_TWO, 'labels', 'weight')
     logits, stats = _views(model, params['net'], state, batch, key, _TWO)
     loss, parts = noisy_loss(
       logits[:, 0],
@@ -138,7 +140,7 @@ def ill_partial(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    _check_batch(batch, 'candidates')
+    check_batch(batch, *_TWO, 'candidates', 'weight')
     names = (*_TWO, 'x_strong_2') if 'x_strong_2' in batch else _TWO
     logits, stats = _views(model, params, state, batch, key, names)
     loss, parts = partial_loss(
@@ -190,7 +192,7 @@ def ill_semi(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    _check_batch(batch, 'labels', 'labeled')
+    check_batch(batch, *_TWO, 'labels', 'labeled', 'weight')
     logits, stats = _views(model, params, state, batch, key, _TWO)
     loss, (p_hat, parts) = semi_loss(
       logits[:, 0],
@@ -250,7 +252,7 @@ def ill_mixed(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    _check_batch(batch, 'candidates', 'noisy')
+    check_batch(batch, *_TWO, 'candidates', 'noisy', 'weight')
     logits, stats = _views(model, params['net'], state, batch, key, _TWO)
     loss, (p_hat, parts) = mixed_loss(
       logits[:, 0],
@@ -302,15 +304,6 @@ def _check_momentum(momentum: Scalar) -> None:
   )
 
 
-def _check_batch(batch: Batch, *names: str) -> None:
-  for name in (*_TWO, *names):
-    check(
-      name in batch,
-      f'the batch lacks {name!r}; it has {", ".join(sorted(batch))}'
-      + ('. The strong view is made by `augment`' if 'strong' in name else ''),
-    )
-
-
 def _views(
   model: Model,
   params: Params,
@@ -334,7 +327,8 @@ def _views(
   )
   keys = model_keys(key, batch)
   keys = flatten(jax.vmap(lambda k: jax.random.split(k, count))(keys))
-  outputs, stats = model.apply(params, state.stats, x, keys, True)
+  weight = jnp.repeat(jnp.asarray(batch['weight']), count)
+  outputs, stats = training_pass(model, params, state.stats, x, keys, weight)
   return outputs.logits.reshape(b, count, -1), stats
 
 
@@ -351,9 +345,14 @@ def _with_noise(
     return {'net': net, 'noise': jnp.eye(num_classes, dtype=jnp.float32)}, stats
 
   def apply(
-    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+    params: Params,
+    stats: Stats,
+    x: Inputs,
+    keys: Key | None,
+    train: bool,
+    *mask: Array,
   ) -> tuple[Outputs, Stats]:
-    return model.apply(params['net'], stats, x, keys, train)
+    return model.apply(params['net'], stats, x, keys, train, *mask)
 
   both = optax.multi_transform(
     {'net': tx, 'noise': noise_tx}, {'net': 'net', 'noise': 'noise'}

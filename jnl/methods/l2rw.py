@@ -22,6 +22,7 @@ from jnl.base import (
   global_mean,
   pack_rows,
   predict_with,
+  unplaced,
 )
 
 
@@ -70,7 +71,8 @@ def l2rw(
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
     size. `state.extra` is a `Reweighted`. Metrics: `loss`, `meta_loss`,
-    `kept`, the share of examples of positive weight, and `skipped`.
+    `kept`, the share of examples of positive weight, `skipped`, and `unplaced`,
+    see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if the batch lacks a stream, or has it in a wrong
@@ -120,6 +122,7 @@ def l2rw(
       'meta_loss': meta_loss,
       'kept': kept,
       'skipped': 1 - done.astype(jnp.float32),
+      **unplaced(extra, batch),
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 

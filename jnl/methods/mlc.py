@@ -25,6 +25,8 @@ from jnl.base import (
   global_mean,
   pack_rows,
   predict_with,
+  training_pass,
+  unplaced,
 )
 
 
@@ -97,8 +99,8 @@ def mlc(
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
     size. `state.extra` is a `Corrected`. Metrics: `loss`, `meta_loss` (after
-    the step), `kept`, the mean of what is left to the given class, and
-    `discount`.
+    the step), `kept`, the mean of what is left to the given class, `discount`,
+    and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if an argument is out of range, or if the batch lacks
@@ -136,17 +138,16 @@ def mlc(
     run = meta.passing(model, losses.ce, state.stats, train)
     run_clean = meta.passing(model, losses.ce, state.stats, clean)
 
-    def correct(alpha: Params, features: Array) -> tuple[Array, Stats]:
-      x = (lax.stop_gradient(features), train.labels)
-      outputs, stats = net.apply(
-        alpha, old.corrector_stats, x, train.keys, True
-      )
+    def correct(alpha: Params, passed: meta.Passed) -> tuple[Array, Stats]:
+      features, there = lax.stop_gradient((passed.features, passed.weight))
+      x, stats = (features, train.labels), old.corrector_stats
+      outputs, stats = training_pass(net, alpha, stats, x, train.keys, there)
       return jax.nn.softmax(outputs.logits), stats
 
     def loss_fn(params: Params) -> tuple[Array, PyTree]:
       passed = run(params)
       _check_features(passed.features, num_features)
-      labels, _ = correct(old.corrector, passed.features)
+      labels, _ = correct(old.corrector, passed)
       values = losses.ce(passed.logits, labels)
       return global_mean(values, passed.weight), (passed, labels)
 
@@ -154,7 +155,7 @@ def mlc(
       return run_clean(params).mean, None
 
     def objective(alpha: Params) -> tuple[Array, Stats]:
-      labels, stats = correct(alpha, passed.features)
+      labels, stats = correct(alpha, passed)
       slope = -jnp.sum(labels * slopes, axis=-1)
       return global_mean(slope, passed.weight), stats
 
@@ -192,6 +193,7 @@ def mlc(
       'meta_loss': meta_loss,
       'kept': global_mean(kept, passed.weight),
       'discount': discount,
+      **unplaced(table, batch),
     }
     extra = Corrected(alpha, alpha_stats, alpha_opt, left, table)
     return State(state.step + 1, params, stats, opt, extra), metrics

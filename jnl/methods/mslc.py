@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from jnl import losses, meta
@@ -27,6 +28,7 @@ from jnl.base import (
   pack_rows,
   predict_with,
   read_rows,
+  unplaced,
 )
 from jnl.methods.mwn import weigher_optimizer
 
@@ -62,6 +64,7 @@ def mslc(
   weigher: Model | None = None,
   weigher_tx: optax.GradientTransformation | None = None,
   shards: int = 1,
+  dtype: DTypeLike = jnp.float32,
 ) -> Method:
   r"""Learns how to mix the label, its memory and the prediction.
 
@@ -90,12 +93,13 @@ def mslc(
     weigher_tx: their optimizer, by default Adam at 1e-3 with decay 1e-4.
     shards: of the tables: `data_shards(n, batch_size)` for `fit`, 1 in a loop
       of one's own.
+    dtype: of the table of labels: bfloat16 halves it.
 
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Purified`. Metrics: `loss`, `meta_loss`, and
-    `alpha` and `beta`, their means.
+    size. `state.extra` is a `Purified`. Metrics: `loss`, `meta_loss`,
+    `alpha` and `beta`, their means, and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if `warmup` is negative, or if the batch lacks a
@@ -119,7 +123,7 @@ def mslc(
       (alpha_stats, beta_stats),
       net_tx.init((alpha, beta)),
       virtual_tx.init(params),
-      pack_rows(jnp.zeros((num_examples, num_classes)), shards),
+      pack_rows(jnp.zeros((num_examples, num_classes), dtype), shards),
       pack_rows(jnp.zeros(num_examples), shards),
     )
     return State(jnp.int32(0), params, stats, tx.init(params), extra)
@@ -131,7 +135,7 @@ def mslc(
     clean = meta.read_stream(batch, key, meta=True)
     run = meta.passing(model, losses.ce, state.stats, train)
     run_clean = meta.passing(model, losses.ce, state.stats, clean)
-    known = read_rows(old.labels, index)
+    known = read_rows(old.labels, index).astype(jnp.float32)
     seen = jnp.sum(known, axis=1, keepdims=True) > 0
 
     def recall(logits: Array) -> Array:
@@ -147,17 +151,19 @@ def mslc(
       there = passed.weight > 0
       return jnp.where(there, values, 0), passed
 
-    def trust(nets: PyTree, values: Array) -> tuple[Array, Array, PyTree]:
-      values = lax.stop_gradient(values)
+    def trust(
+      nets: PyTree, values: Array, there: Array
+    ) -> tuple[Array, Array, PyTree]:
+      values, keys = lax.stop_gradient(values), train.keys
       (alpha, alpha_stats), (beta, beta_stats) = (
-        meta.weigh(net, nets[i], old.nets_stats[i], values[i], train.keys)
+        meta.weigh(net, nets[i], old.nets_stats[i], values[i], keys, there)
         for i in range(2)
       )
       return jnp.where(warm, 1, alpha), beta, (alpha_stats, beta_stats)
 
     def loss_fn(params: Params, nets: PyTree) -> tuple[Array, PyTree]:
       values, passed = parts(params)
-      alpha, beta, _ = trust(nets, values)
+      alpha, beta, _ = trust(nets, values, passed.weight)
       mixed = meta.mslc_mix(values, alpha, beta)
       return global_mean(mixed, passed.weight), (passed, values, alpha, beta)
 
@@ -165,7 +171,7 @@ def mslc(
       return run_clean(params).mean, None
 
     def objective(nets: PyTree) -> tuple[Array, PyTree]:
-      alpha, beta, stats = trust(nets, values)
+      alpha, beta, stats = trust(nets, values, passed.weight)
       slope = meta.mslc_mix(slopes, alpha, beta)
       return global_mean(slope, passed.weight), stats
 
@@ -208,6 +214,7 @@ def mslc(
       'meta_loss': meta_loss,
       'alpha': global_mean(alpha, passed.weight),
       'beta': global_mean(beta, passed.weight),
+      **unplaced(extra, batch),
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 

@@ -24,6 +24,7 @@ from jnl.base import (
   global_mean,
   pack_rows,
   predict_with,
+  unplaced,
 )
 
 
@@ -86,8 +87,8 @@ def mwn(
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Weighed`. Metrics: `loss`, `meta_loss`, and
-    `mean_weight`.
+    size. `state.extra` is a `Weighed`. Metrics: `loss`, `meta_loss`,
+    `mean_weight`, and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if the batch lacks a stream, or has it in a wrong
@@ -120,13 +121,14 @@ def mwn(
     run = meta.passing(model, loss, state.stats, train)
     run_clean = meta.passing(model, loss, state.stats, clean)
 
-    def weigh(omega: Params, values: Array) -> tuple[Array, Stats]:
-      values = lax.stop_gradient(values)
-      return meta.weigh(net, omega, old.weigher_stats, values, train.keys)
+    def weigh(omega: Params, passed: meta.Passed) -> tuple[Array, Stats]:
+      values, there = lax.stop_gradient((passed.losses, passed.weight))
+      stats = old.weigher_stats
+      return meta.weigh(net, omega, stats, values, train.keys, there)
 
     def loss_fn(params: Params, omega: Params) -> tuple[Array, PyTree]:
       passed = run(params)
-      weights, _ = weigh(omega, passed.losses)
+      weights, _ = weigh(omega, passed)
       mean = global_mean(weights * passed.losses, passed.weight)
       return mean, (passed, weights)
 
@@ -134,7 +136,7 @@ def mwn(
       return run_clean(params).mean, None
 
     def objective(omega: Params) -> tuple[Array, Stats]:
-      weights, stats = weigh(omega, passed.losses)
+      weights, stats = weigh(omega, passed)
       return global_mean(slopes * weights, passed.weight), stats
 
     (_, (passed, _)), gradient = global_grad(loss_fn)(state.params, old.weigher)
@@ -162,6 +164,7 @@ def mwn(
       'loss': value,
       'meta_loss': meta_loss,
       'mean_weight': global_mean(weights, passed.weight),
+      **unplaced(extra, batch),
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 

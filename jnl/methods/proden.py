@@ -1,6 +1,7 @@
 """PRODEN: the true label is identified among the candidates in training."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from jnl import losses
@@ -14,11 +15,13 @@ from jnl.base import (
   Params,
   State,
   Table,
+  check_batch,
   from_loss,
   global_mean,
   model_keys,
   pack_rows,
   read_rows,
+  training_pass,
   write_rows,
 )
 
@@ -30,6 +33,7 @@ def proden(
   num_classes: int,
   *,
   shards: int = 1,
+  dtype: DTypeLike = jnp.float32,
 ) -> Method:
   r"""Cross-entropy against confidences that follow the predictions.
 
@@ -46,11 +50,16 @@ def proden(
     num_examples: n, of the training set.
     num_classes: c.
     shards: of the memory, `data_shards(n, batch_size)` under `fit`.
+    dtype: of the memory: bfloat16 halves it.
 
   Returns:
     A method over batches of `x`, `candidates` [b, c] bool, `weight` and
     `index`. `state.extra` is the `Table` of confidences, zeros for an example
-    not seen yet.
+    not seen yet. Metrics: `loss`, and `unplaced`, see
+    `base.unplaced`.
+
+  Raises:
+    ValueError: if a batch lacks an array.
 
   Reference: Lv, Xu, Feng, Niu, Geng, Sugiyama, "Progressive Identification of
   True Labels for Partial-Label Learning", ICML 2020, arXiv 2002.08053.
@@ -58,23 +67,23 @@ def proden(
 
   def init_extra(key: Key) -> Table:
     del key
-    return pack_rows(jnp.zeros((num_examples, num_classes)), shards)
+    return pack_rows(jnp.zeros((num_examples, num_classes), dtype), shards)
 
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    outputs, stats = model.apply(
-      params, state.stats, batch['x'], model_keys(key, batch), True
+    check_batch(batch, 'x', 'candidates', 'weight')
+    candidates, weight = batch['candidates'], jnp.asarray(batch['weight'])
+    outputs, stats = training_pass(
+      model, params, state.stats, batch['x'], model_keys(key, batch), weight
     )
-    candidates, weight = batch['candidates'], batch['weight']
-    old = read_rows(state.extra, batch['index'])
+    old = read_rows(state.extra, batch['index']).astype(jnp.float32)
     seen = jnp.sum(old, axis=-1, keepdims=True) > 0
     size = jnp.maximum(jnp.sum(candidates, axis=-1, keepdims=True), 1)
     confidence = jnp.where(seen, old, candidates / size)
     loss = global_mean(losses.proden(outputs.logits, confidence), weight)
     new = losses.proden_confidence(outputs.logits, candidates)
-    # An example of weight 0 is not there: it leaves no trace in the memory.
-    new = jnp.where(weight[:, None] > 0, new, old)
-    return loss, Aux(stats, write_rows(state.extra, batch['index'], new))
+    extra = write_rows(state.extra, batch['index'], new, where=weight > 0)
+    return loss, Aux(stats, extra)
 
   return from_loss(loss_fn, model, tx, init_extra=init_extra)

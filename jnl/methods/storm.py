@@ -28,6 +28,7 @@ from jnl.base import (
   global_sum,
   pack_rows,
   predict_with,
+  unplaced,
 )
 
 
@@ -108,8 +109,8 @@ def storm(
       next to nothing of `g_meta`; `optax.adam`, whose state goes on.
     num_examples: n; batches carry `index` in [0, n).
     num_classes: c.
-    batch_size: over all devices; the memory of each class has this size, and an
-      epoch has n // batch_size steps, after which the memory is emptied.
+    batch_size: over all devices; the memory of each class has `window` times
+      this size, and is emptied after an epoch of n // batch_size steps.
     passes: G >= 1; the first one is the one that is learned from.
     window: memory of so many batches for each class.
     g_meta: with the first term of the gradient.
@@ -127,8 +128,8 @@ def storm(
     `labels_meta` and maybe `weight_meta` and `index_meta`, drawn from the same
     training set (`meta.drawn`); no clean data. `state.extra` is a `Rescaled`.
     Metrics: `loss` and `meta_loss`, divided by the size of the batch,
-    `mean_weight`, and `agreement`, the share of examples whose label most
-    passes predict.
+    `mean_weight`, `agreement`, the share of examples whose label most passes
+    predict, and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if an argument is out of range, the batch lacks a
@@ -269,6 +270,7 @@ def storm(
       'meta_loss': meta_value / _count(seen_meta),
       'mean_weight': global_mean(weights, seen.weight),
       'agreement': global_mean(seen.features[:, -1], seen.weight),
+      **unplaced(extra, batch),
     }
     return State(state.step + 1, params, stats, opt, extra), metrics
 

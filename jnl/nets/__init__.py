@@ -7,7 +7,7 @@ from jnl.nets.adapters import (
   standardize,
 )
 from jnl.nets.cnn import CNN8, StridedCNN
-from jnl.nets.layers import Dropout, batch_norm, max_pool
+from jnl.nets.layers import BatchNorm, Dropout, batch_norm, max_pool
 from jnl.nets.mlp import MLP
 from jnl.nets.names import build
 from jnl.nets.resnet import PreActResNet, ResNet, WideResNet
@@ -16,6 +16,7 @@ from jnl.nets.text import NgramClassifier, TextTransformer
 __all__ = [
   'CNN8',
   'MLP',
+  'BatchNorm',
   'Dropout',
   'NgramClassifier',
   'PreActResNet',

@@ -18,6 +18,7 @@ from jnl.base import (
   Stats,
   check,
 )
+from jnl.nets.layers import counting, rows_of
 
 
 def _call_linen(
@@ -62,7 +63,9 @@ def from_linen(
     call: how to call a foreign module, for example
       `lambda m, x, keys, train: Outputs(m(x, train=train), features=x)`. Its
       own dropout finds a `'dropout'` key: right in distribution, but not the
-      same masks on another number of devices.
+      same masks on another number of devices. Its own `nn.BatchNorm` leaves out
+      examples of weight 0; over devices of shard_map and pmap it averages their
+      means, though they may hold more or fewer: `nets.BatchNorm` does not.
 
   Returns:
     The model; `stats` are all collections other than `'params'`.
@@ -81,25 +84,48 @@ def from_linen(
     return variables.pop('params', {}), variables
 
   def apply(
-    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+    params: Params,
+    stats: Stats,
+    x: Inputs,
+    keys: Key | None,
+    train: bool,
+    mask: Array | None = None,
   ) -> tuple[Outputs, Stats]:
     variables = {'params': params, **stats}
     rngs = {} if keys is None else {'dropout': keys[0]}
     if not train:
       outputs = module.apply(variables, x, keys, False, rngs=rngs, method=call)
       return _check_outputs(outputs), stats
-    outputs, updated = module.apply(
-      variables,
-      x,
-      keys,
-      True,
-      rngs=rngs,
-      method=call,
-      mutable=list(stats),
-    )
+    with nn.intercept_methods(counting(mask)):
+      outputs, updated = module.apply(
+        variables,
+        x,
+        keys,
+        True,
+        rngs=rngs,
+        method=call,
+        mutable=list(stats),
+      )
     return _check_outputs(outputs), {**stats, **updated}
 
   return Model(init, apply)
+
+
+def _count(module: nnx.Module, mask: Array) -> None:
+  """Has the batch normalizations of a module count the rows of a mask [b]."""
+
+  class Counting(nnx.BatchNorm):
+    """One that is told by nobody what to count, and knows."""
+
+    def __call__(
+      self, x: Array, use_running_average: bool | None = None, **given: Any
+    ) -> Array:
+      given = {'mask': rows_of(mask, x), **given}
+      return super().__call__(x, use_running_average, **given)
+
+  for _, inner in nnx.iter_graph(module):
+    if type(inner) is nnx.BatchNorm:
+      object.__setattr__(inner, '__class__', Counting)
 
 
 def _split(module: nnx.Module) -> Any:
@@ -117,7 +143,8 @@ def from_nnx(
   Args:
     build: `rngs -> module`, for example `lambda rngs: Net(10, rngs=rngs)`.
     call: how to call it. By default `module.train()` or `module.eval()`, then
-      `module(x) -> Outputs`.
+      `module(x) -> Outputs`. Its `nnx.BatchNorm`s leave out examples of weight
+      0, whoever calls them.
 
   Returns:
     The model; `params` are the `nnx.Param`s and `stats` all other variables but
@@ -133,7 +160,12 @@ def from_nnx(
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
   def apply(
-    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+    params: Params,
+    stats: Stats,
+    x: Inputs,
+    keys: Key | None,
+    train: bool,
+    mask: Array | None = None,
   ) -> tuple[Outputs, Stats]:
     key = jax.random.key(0) if keys is None else keys[0]
     rngs = jax.tree.map(
@@ -145,6 +177,8 @@ def from_nnx(
       nnx.to_pure_dict(streams),
     )
     module = nnx.merge(graph, {}, params, rngs, stats)
+    if mask is not None:
+      _count(module, mask)
     outputs = _check_outputs(call(module, x, keys, train))
     _, _, _, new = _split(module)
     return outputs, nnx.to_pure_dict(new) if train else stats
@@ -204,13 +238,18 @@ def standardize(
   check(jnp.all(std > 0), f'std must be positive, got {std}')
 
   def apply(
-    params: Params, stats: Stats, x: Inputs, keys: Key | None, train: bool
+    params: Params,
+    stats: Stats,
+    x: Inputs,
+    keys: Key | None,
+    train: bool,
+    *mask: Array,
   ) -> tuple[Outputs, Stats]:
     for name, a in (('mean', mean), ('std', std)):
       check(
         a.shape in ((), x.shape[-1:]),
         f'{name} must be [] or [ch] with ch = {x.shape[-1]}, got {a.shape}',
       )
-    return model.apply(params, stats, (x - mean) / std, keys, train)
+    return model.apply(params, stats, (x - mean) / std, keys, train, *mask)
 
   return Model(model.init, apply)

@@ -5,21 +5,31 @@ the mesh axis `'data'`, the rest is replicated. Nothing else has to be known.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
-from jnl.base import AXIS, Batch, Key, Metrics, PyTree, State, Table, check
+from jnl.base import (
+  AXIS,
+  PAD,
+  Batch,
+  Key,
+  Metrics,
+  PyTree,
+  State,
+  Table,
+  check,
+  is_concrete,
+  is_table,
+)
 
 How = Literal['jit', 'shard_map', 'pmap']
 Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
-
-
-def _is_table(x: Any) -> bool:
-  return isinstance(x, Table)
 
 
 def specs(tree: PyTree) -> PyTree:
@@ -30,7 +40,7 @@ def specs(tree: PyTree) -> PyTree:
   """
   split: Any = P(AXIS)
   return jax.tree.map(
-    lambda x: Table(split) if _is_table(x) else P(), tree, is_leaf=_is_table
+    lambda x: Table(split) if is_table(x) else P(), tree, is_leaf=is_table
   )
 
 
@@ -42,8 +52,36 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   )
 
 
+def auto(mesh: Mesh) -> Mesh:
+  """The same mesh with automatic axes, on which all of jnl is written.
+
+  `jax.make_mesh` makes explicit ones unless told otherwise.
+  """
+  kinds = (AxisType.Auto,) * len(mesh.axis_names)
+  return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def _on_auto(tree: PyTree) -> PyTree:
+  """Arrays that lie on explicit axes, on the same devices of an automatic mesh.
+
+  Nothing is moved.
+  """
+
+  def moved(x: Any) -> Any:
+    sharding = getattr(x, 'sharding', None)
+    if not isinstance(sharding, NamedSharding):
+      return x
+    mesh = sharding.mesh
+    if not isinstance(mesh, Mesh) or AxisType.Explicit not in mesh.axis_types:
+      return x
+    return jax.device_put(x, NamedSharding(auto(mesh), sharding.spec))
+
+  return jax.tree.map(moved, tree)
+
+
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   """`specs(tree)` on a mesh."""
+  mesh = auto(mesh)
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree))
 
 
@@ -53,19 +91,70 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
   Always copies: `device_put` may hand on a buffer that is already there, and a
   step that donates its state would take it from whoever else holds it.
 
+  Args:
+    tree: a state, or any tree of arrays and Tables.
+    mesh: with an axis `'data'`; its axes are taken as automatic ones.
+
+  Returns:
+    The tree on the mesh.
+
   Raises:
     ValueError: if the shards of a Table do not divide over the devices.
   """
-  for x in jax.tree.leaves(tree, is_leaf=_is_table):
-    if _is_table(x):
-      check(
-        x.rows.shape[0] % mesh.size == 0,
-        f'a table of {x.rows.shape[0]} shards does not divide over '
-        f'{mesh.size} devices: take a batch size that is a multiple of '
-        f'{mesh.size}, or fewer devices',
-      )
-  copies = jax.tree.map(jnp.copy, tree)
+  _check_shards(tree, mesh)
+  copies = jax.tree.map(jnp.copy, _on_auto(tree))
   return jax.device_put(copies, shardings(tree, mesh))
+
+
+def _check_shards(tree: PyTree, mesh: Mesh) -> None:
+  devices = mesh.shape[AXIS]
+  for x in jax.tree.leaves(tree, is_leaf=is_table):
+    if is_table(x):
+      shards = x.rows.shape[0]
+      check(
+        shards % devices == 0,
+        f'a table of {shards} shards does not divide over {devices} devices: '
+        f'take shards and a batch size that are multiples of {devices}, or '
+        'fewer devices',
+      )
+
+
+def check_layout(state: PyTree, batch: Batch) -> None:
+  """Raises if the tables of a state have no place for an example of a batch.
+
+  On the host. Inside jit such rows are read as zeros and not written, and only
+  the metric `unplaced` says so.
+
+  Args:
+    state: with any number of `Table`s.
+    batch: `index` [b], and `weight` [b] if any: examples of weight 0 and padded
+      ones need no place.
+
+  Raises:
+    ValueError: naming the first index, and the layout of the table.
+  """
+  index = np.asarray(batch['index'])
+  needed = np.asarray(batch.get('weight', np.ones(index.shape))) > 0
+  needed = needed & (index != PAD)
+  for table in jax.tree.leaves(state, is_leaf=is_table):
+    if not is_table(table):
+      continue
+    shards, m = table.rows.shape[:2]
+    check(
+      index.ndim == 1 and index.size % shards == 0,
+      f'index must be [b] with b a multiple of the {shards} shards of the '
+      f'table, got shape {index.shape}',
+    )
+    own = np.repeat(np.arange(shards), index.size // shards)
+    lost = needed & (index // m != own)
+    check(
+      not lost.any(),
+      f'index: example {index[lost.argmax()]}, number {lost.argmax()} of the '
+      f'batch, has no place in a table of {shards} shards of {m} rows. Either '
+      'num_examples is too small, or batches are not laid out shard by shard: '
+      'with a loader of your own build the method with shards=1 (on one device)'
+      ', or draw batches by `data.epoch_order` and `data.take_batch`',
+    )
 
 
 def parallel(
@@ -74,32 +163,42 @@ def parallel(
   how: How = 'jit',
   *,
   mesh: Mesh | None = None,
-  check_vma: bool = False,
+  check_vma: bool = True,
 ) -> Step:
-  """The same step, compiled for a mesh; the state is donated.
+  """The same step, compiled for a mesh; the state is donated (not by pmap).
 
   Args:
     step: `(state, batch, key) -> (state, metrics)`, as in `Method`.
     state: a state or its `jax.eval_shape`: only its structure is looked at.
     how: `'jit'` (global view, the default), `'shard_map'` or `'pmap'`.
-    mesh: from `data_mesh`, by default over all devices.
-    check_vma: the check of `jax.shard_map`; the step is right with and without,
-      but a `lax.scan` inside may not pass it.
+    mesh: from `data_mesh`, by default over all devices. Its axes, and those
+      that arrays lie on, may be explicit; inside they are automatic.
+    check_vma: the check of `jax.shard_map`, as there on by default. Without it
+      a loss or metric that is no mean over all devices is taken from the first
+      one in silence.
 
   Returns:
     A function like `step`. Every array of the batch is split over its first
-    axis, whose size must be a multiple of the number of devices.
+    axis, whose size must be a multiple of the number of devices. Where tables
+    have no place for an `index`, it raises: each index that is a numpy array is
+    looked at, and the first one that lies on a device.
 
   Raises:
-    ValueError: if `how` is unknown.
+    ValueError: if `how` is unknown, the mesh has no axis `'data'`, or the
+      shards of a table do not divide over its devices.
   """
   check(
     how in get_args(How), f'how must be one of {get_args(How)}, got {how!r}'
   )
-  mesh = data_mesh() if mesh is None else mesh
+  mesh = data_mesh() if mesh is None else auto(mesh)
+  check(
+    AXIS in mesh.axis_names,
+    f'mesh must have an axis {AXIS!r}, got {mesh.axis_names}',
+  )
+  _check_shards(state, mesh)
   state_specs = specs(state)
   if how == 'pmap':
-    return _pmapped(step, state_specs, mesh)
+    return _looked_at(_pmapped(step, state_specs, mesh))
   if how == 'shard_map':
     step = jax.shard_map(
       step,
@@ -110,12 +209,30 @@ def parallel(
     )
   placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs)
   everywhere = NamedSharding(mesh, P())
-  return jax.jit(
+  compiled = jax.jit(
     step,
     in_shardings=(placed, NamedSharding(mesh, P(AXIS)), everywhere),
     out_shardings=(placed, everywhere),
     donate_argnums=0,
   )
+  return _looked_at(compiled)
+
+
+def _looked_at(step: Step) -> Step:
+  """The step, of arguments that are looked at on the host beforehand."""
+  first = [True]
+
+  @functools.wraps(step)
+  def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+    index = batch.get('index')
+    here = isinstance(index, np.ndarray)
+    if isinstance(index, jax.Array) and is_concrete(index) and first[0]:
+      here, first[0] = index.is_fully_addressable, False
+    if here:
+      check_layout(state, batch)
+    return step(*_on_auto((state, dict(batch), key)))
+
+  return run
 
 
 def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
@@ -138,9 +255,9 @@ def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
 
   def tables(f: Callable, state: State) -> State:
     return jax.tree.map(
-      lambda x: Table(f(x.rows)) if _is_table(x) else x,
+      lambda x: Table(f(x.rows)) if is_table(x) else x,
       state,
-      is_leaf=_is_table,
+      is_leaf=is_table,
     )
 
   def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
