@@ -51,8 +51,9 @@ from jnl.base import (
   from_loss,
   global_mean,
   model_keys,
+  training_pass,
 )
-from jnl.data import Dataset, Examples, augment, load
+from jnl.data import Dataset, Examples, PerRun, augment, load
 from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
 from jnl.methods.proden import proden
 from jnl.teacher import averaged
@@ -152,17 +153,13 @@ def main(config: Config) -> None:
       name: build(name, config, dataset)
       for name in config.methods or METHODS[config.setting]
     },
-    {'x': dataset.train.x, **train},
+    {'x': dataset.train.x, **{k: PerRun(v) for k, v in train.items()}},
     runs[:, 1],
-    per_run=tuple(train),
     held_out={
-      'test': {
-        'x': dataset.test.x,
-        'labels': np.tile(dataset.test.labels, (config.seeds, 1)),
-      },
+      'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
       'validation': {
         'x': dataset.validation.x,
-        'candidates': held_out['candidates'],
+        'candidates': PerRun(held_out['candidates']),
       },
     },
     scores={'validation': coverage},
@@ -353,11 +350,12 @@ def from_candidates(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    outputs, stats = model.apply(
-      params, state.stats, batch[view], model_keys(key, batch), True
+    weight, keys = batch['weight'], model_keys(key, batch)
+    outputs, stats = training_pass(
+      model, params, state.stats, batch[view], keys, weight
     )
     per_example = loss(outputs.logits, batch['candidates'])
-    return global_mean(per_example, batch['weight']), Aux(stats)
+    return global_mean(per_example, weight), Aux(stats)
 
   return from_loss(loss_fn, model, tx)
 

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import time
-from typing import NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,14 @@ from jnl.base import (
   Batch,
   Method,
   Model,
+  Outputs,
   State,
   check,
   check_name,
   global_mean,
   supervised,
 )
-from jnl.data import Dataset, Examples, from_arrays, load
+from jnl.data import Dataset, Examples, PerRun, from_arrays, load
 from jnl.methods.bags import (
   bag_logits,
   mask_of,
@@ -151,7 +152,7 @@ class Task(NamedTuple):
   instances: Arrays
   members: np.ndarray
   train: Arrays
-  held_out: dict[str, Arrays]
+  held_out: dict[str, dict[str, Any]]
   keys: Array
 
 
@@ -304,6 +305,11 @@ def arrays_of(part: Examples, bags: noise.Bags) -> Arrays:
   }
 
 
+def per_run(arrays: Arrays) -> dict[str, Any]:
+  """Arrays [runs, k, ...] that differ from run to run."""
+  return {name: PerRun(values) for name, values in arrays.items()}
+
+
 def make_task(config: Config, dataset: Dataset, size: int) -> Task:
   """Bags of each run, from its key."""
   runs = jax.random.split(jax.random.key(0), (config.seeds, 3))
@@ -315,9 +321,6 @@ def make_task(config: Config, dataset: Dataset, size: int) -> Task:
   # The whole test set is one bag: an AUC is no mean over batches.
   test = {'x': dataset.test.x[None], 'instance_labels': dataset.test.labels}
   test['instance_labels'] = test['instance_labels'][None]
-  in_runs = functools.partial(
-    jax.tree.map, lambda values: np.stack([values] * config.seeds)
-  )
   return Task(
     {
       'x': dataset.train.x,
@@ -326,10 +329,10 @@ def make_task(config: Config, dataset: Dataset, size: int) -> Task:
     np.stack([np.where(bags.mask, bags.index, 0) for bags in train]),
     of_all(*[arrays_of(dataset.train, bags) for bags in train]),
     {
-      'test': in_runs(test),
-      'accuracy': in_runs(test),
-      'validation': of_all(
-        *[arrays_of(dataset.validation, bags) for bags in held_out]
+      'test': test,
+      'accuracy': test,
+      'validation': per_run(
+        of_all(*[arrays_of(dataset.validation, bags) for bags in held_out])
       ),
     },
     runs[:, 2],
@@ -478,15 +481,13 @@ def fit_bags(
   label: str, method: Method, own: Arrays, config: Config, task: Task
 ) -> Fit:
   """Trains on bags, all runs; `own` replaces some of their arrays."""
-  data = {**task.train, **own}
   k, m = task.members.shape[1:]
   return fit_many(
     method,
-    data,
+    per_run({**task.train, **own}),
     task.keys,
     epochs=config.epochs,
     batch_size=min(k, max(1, config.batch_size // m)),
-    per_run=tuple(data),
     held_out=task.held_out,
     scores=SCORES,
     label=label,
@@ -503,11 +504,10 @@ def fit_instances(
   )
   return fit_many(
     method,
-    {'x': np.stack([x] * config.seeds), 'labels': labels},
+    {'x': x, 'labels': PerRun(labels)},
     task.keys,
     epochs=config.epochs,
     batch_size=config.batch_size,
-    per_run=('x', *task.held_out['validation'], 'labels'),
     held_out=task.held_out,
     scores=SCORES,
     label=label,
@@ -520,14 +520,22 @@ def in_bags(labels: np.ndarray, task: Task) -> np.ndarray:
   return np.stack(list(map(noise.rows_of_bags, labels, bags)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def predict(of_method: Predict, state: State, x: np.ndarray) -> Outputs:
+  """Compiled once for a method, not once for each round."""
+  return of_method(state, x)
+
+
 def outputs_of(
   method: Method, states: State, x: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Of each run features and logits of all instances, some thousand at once."""
-  predict = jax.jit(lambda state, x: method.predict(state, x)[:2])
 
   def of_run(state: State) -> tuple[np.ndarray, np.ndarray]:
-    parts = [predict(state, x[i : i + 8192]) for i in range(0, len(x), 8192)]
+    parts = [
+      predict(method.predict, state, x[i : i + 8192])[:2]
+      for i in range(0, len(x), 8192)
+    ]
     logits, features = (np.concatenate(p) for p in zip(*parts, strict=True))
     return features, logits
 

@@ -50,7 +50,7 @@ plain 86.1).
 from collections.abc import Mapping
 import dataclasses
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,7 @@ from jnl.base import (
 from jnl.data import (
   Dataset,
   Examples,
+  PerRun,
   augment,
   encode_text,
   load,
@@ -91,7 +92,7 @@ from jnl.train.evaluate import Predict, roc_auc
 from jnl.train.fit import Fit, fit_many
 from jnl.train.program import Augment
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 
 WITH_CLEAN = ('l2rw', 'mwn', 'mlc', 'mslc')
 STORMS = {
@@ -178,11 +179,11 @@ class Config:
 
 
 class Task(NamedTuple):
-  """What the methods share; labels have a leading axis of runs.
+  """What the methods share.
 
   Attributes:
     num_classes: c.
-    train: `x` [n, ...], `labels` [runs, n], noisy, and `run` [runs, n].
+    train: `x` [n, ...], and of each run `labels` [n], noisy, and `run` [n].
     clean: `x` [m, ...] and `labels` [m], the clean set.
     held_out: the arrays that are scored.
     wrong: [runs], the share of wrong labels.
@@ -204,7 +205,7 @@ def main(config: Config) -> None:
   config = with_recipe(config, dataset)
   task = make_task(config, dataset)
   print(
-    f'{task.train["labels"].shape[1]} rows, {task.wrong.mean():.1%} of the '
+    f'{len(task.train["x"])} rows, {task.wrong.mean():.1%} of the '
     f'labels wrong; {len(task.clean["labels"])} clean rows'
   )
   fits, seconds = {}, {}
@@ -330,21 +331,21 @@ def make_task(config: Config, dataset: Dataset) -> Task:
     dataset.num_classes,
     {
       'x': train.x,
-      'labels': labels,
-      'run': np.repeat(number[:, None], n, axis=1),
+      'labels': PerRun(labels),
+      'run': PerRun(np.repeat(number[:, None], n, axis=1)),
     },
     {'x': clean.x, 'labels': clean.labels},
     {
       'test': {
         'x': dataset.test.x,
-        'labels': np.tile(dataset.test.labels, (config.seeds, 1)),
+        'labels': dataset.test.labels,
       },
       'validation': {
         'x': dataset.validation.x,
-        'labels': noisy(dataset.validation, runs[:, 1]),
+        'labels': PerRun(noisy(dataset.validation, runs[:, 1])),
       },
       # All in one row: an AUC is no mean over batches.
-      'weights': {'flipped': flipped[:, None]},
+      'weights': {'flipped': PerRun(flipped[:, None])},
     },
     flipped.mean(1),
     runs[:, 2],
@@ -400,10 +401,11 @@ def run(name: str, config: Config, task: Task) -> Fit:
   """Trains a method, all runs."""
   data, held_out = task.train, dict(task.held_out)
   if name == 'plain_clean':
+    clean = task.clean['labels']
     data = {
       'x': np.concatenate([data['x'], task.clean['x']]),
-      'labels': np.stack(
-        [np.append(own, task.clean['labels']) for own in data['labels']]
+      'labels': PerRun(
+        np.stack([np.append(own, clean) for own in data['labels'].values])
       ),
     }
   weighted = name in WITH_CLEAN or name in STORMS
@@ -415,7 +417,6 @@ def run(name: str, config: Config, task: Task) -> Fit:
     task.keys,
     epochs=int(config.epochs[-1]),
     batch_size=config.batch_size,
-    per_run=('labels', 'run', 'flipped'),
     held_out=held_out,
     scores={'weights': spread} if weighted else {},
     augment=streams(name, config, task),
@@ -425,7 +426,7 @@ def run(name: str, config: Config, task: Task) -> Fit:
 
 def build(name: str, config: Config, task: Task) -> Method:
   """The method of that name."""
-  c, n = task.num_classes, task.train['labels'].shape[1]
+  c, n = task.num_classes, len(task.train['x'])
   net = nets.build(config.net, c)
   if hasattr(net, 'dropout'):
     net = net.clone(dropout=config.dropout)
@@ -495,7 +496,7 @@ def streams(name: str, config: Config, task: Task) -> Augment | None:
 
 def from_training(task: Task) -> Augment:
   """STORM's meta stream: the noisy training set of the run."""
-  x, labels = task.train['x'], task.train['labels']
+  x, labels = task.train['x'], task.train['labels'].values
   rows = jnp.arange(len(x))
   draw = meta.drawn({'x': rows, 'labels': rows})
 

@@ -42,6 +42,7 @@ from jnl.base import (
 from jnl.data import (
   Dataset,
   Examples,
+  PerRun,
   augment,
   human_labels,
   load,
@@ -51,7 +52,7 @@ from jnl.data.files import HUMAN
 from jnl.methods.elr import elr, mislabeled
 from jnl.noise import NoisyLabels
 from jnl.train.cli import option, parse
-from jnl.train.compare import PerRun, compare
+from jnl.train.compare import Columns, compare
 from jnl.train.fit import Checkpoint, Fit
 
 ANY_CLASSES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
@@ -115,24 +116,30 @@ def main(config: Config) -> None:
     config = dataclasses.replace(config, seeds=2, epochs=2)
   check_names(config)
   dataset = load(config.dataset, data_dir=config.data_dir or None)
+  check(
+    not np.issubdtype(dataset.train.x.dtype, np.integer),
+    f'dataset {config.dataset} is of texts, whose tokens are no pixels: '
+    'experiments/meta_rescaling.py has the networks and rates for them',
+  )
   published = published_order(dataset)
   runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
   draws = [draw(config, dataset, published, key) for key in runs[:, 0]]
   train_labels = labels_of(dataset.train, draws, published)
   validation_labels = labels_of(dataset.validation, draws, published)
-  test_labels = np.tile(dataset.test.labels, (config.seeds, 1))
   wrong = np.mean([d.flipped for d in draws], axis=1)
   print(f'{len(published.labels)} labels, {wrong.mean():.1%} of them wrong')
 
   save_draws(config, draws, published, runs[:, 0])
   compare(
     {name: build(name, config, dataset) for name in config.methods},
-    {'x': dataset.train.x, 'labels': train_labels},
+    {'x': dataset.train.x, 'labels': PerRun(train_labels)},
     runs[:, 1],
-    per_run=('labels',),
     held_out={
-      'test': {'x': dataset.test.x, 'labels': test_labels},
-      'validation': {'x': dataset.validation.x, 'labels': validation_labels},
+      'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+      'validation': {
+        'x': dataset.validation.x,
+        'labels': PerRun(validation_labels),
+      },
     },
     chosen_by='noisy val.',
     about={
@@ -289,7 +296,7 @@ def setting(config: Config) -> dict:
 
 def flag_f1(
   name: str, fitted: Fit, noisy: np.ndarray, clean: np.ndarray
-) -> PerRun:
+) -> Columns:
   """F1 [runs] of ELR's flags against the labels that are truly wrong."""
   if name != 'elr':
     return {}

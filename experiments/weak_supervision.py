@@ -32,7 +32,7 @@ import optax
 from jnl import automata, losses, nets, noise
 from jnl.automata import Inference
 from jnl.base import Array, Batch, Method, State, check, check_name, global_mean
-from jnl.data import Dataset, Examples, load
+from jnl.data import Dataset, Examples, PerRun, load
 from jnl.methods.bags import bag_logits, supervised_bags
 from jnl.methods.dllp import dllp
 from jnl.methods.weak_em import weak_em
@@ -99,7 +99,6 @@ def main(config: Config) -> None:
   held_out = stack(
     [bags(config, dataset.validation, key) for key in runs[:, 0]]
   )
-  test = stack([instances(config, dataset.test)] * config.seeds)
   infer = INFER[config.evidence]
   k, m = train['mask'].shape[1:]
   print(f'{k} bags of up to {m}')
@@ -108,10 +107,12 @@ def main(config: Config) -> None:
       name: build(name, config, dataset, infer)
       for name in config.methods or METHODS[config.evidence]
     },
-    train,
+    {name: PerRun(values) for name, values in train.items()},
     runs[:, 1],
-    per_run=tuple({**train, **test}),
-    held_out={'test': test, 'validation': held_out},
+    held_out={
+      'test': instances(config, dataset.test),
+      'validation': {k: PerRun(values) for k, values in held_out.items()},
+    },
     scores={
       'test': score_named if config.evidence != 'similarity' else score_unnamed,
       'validation': nll_of(infer),
@@ -179,8 +180,9 @@ def bags(config: Config, part: Examples, key: Array) -> Arrays:
   order = np.asarray(jax.random.permutation(key, len(labels)))
   if m == 2:
     order = order[: len(order) // 2 * 2]
-  index, mask = noise.cut_bags(order, m)
-  index = np.where(mask, index, 0)
+  cut = noise.cut_bags(order, m)
+  mask = np.asarray(cut.mask)
+  index = np.where(mask, cut.index, 0)
   if config.evidence == 'comparison':  # the first is as positive as the second
     index = np.take_along_axis(index, np.argsort(-labels[index], axis=1), 1)
   labels = np.where(mask, labels[index], 0)

@@ -1,6 +1,7 @@
 """Checkpoints: killed anywhere, resumed on other devices, never mixed up."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -20,6 +21,7 @@ import processes
 import pytest
 
 from jnl.base import data_shards, supervised
+from jnl.data import PerRun
 from jnl.methods.elr import elr
 from jnl.nets import MLP, from_linen
 from jnl.train import checkpoint as checkpoints
@@ -40,19 +42,20 @@ def model(hidden=16, **kwargs):
   return from_linen(MLP(3, (hidden,), **kwargs), (2,))
 
 
-def elr_method(batch_size=16):
+def elr_method(batch_size=16, rate=1e-2, lam=3.0):
   net = model(batch_norm=True, dropout=0.1)
-  return elr(net, optax.adam(1e-2), N, 3, shards=data_shards(N, batch_size))
+  shards = data_shards(N, batch_size)
+  return elr(net, optax.adam(rate), N, 3, lam=lam, shards=shards)
 
 
 def train(checkpoint, method=None, **options):
   options = {'epochs': 3, 'batch_size': 16, **options}
   return fit(
     elr_method() if method is None else method,
-    arrays(),
+    options.pop('data', arrays()),
     options.pop('key', KEY),
     checkpoint=checkpoint,
-    held_out={'train': arrays()},
+    held_out={'train': options.pop('train', arrays())},
     **options,
   )
 
@@ -124,6 +127,108 @@ def test_many_runs_go_on(vectorize, interrupted, tmp_path):
   chex.assert_trees_all_close(whole, resumed, atol=1e-6)
 
 
+@pytest.mark.parametrize('then', [1, 2])
+def test_five_runs_go_on_with_another_number_of_devices(
+  then, interrupted, tmp_path
+):
+  # Two devices train three each, and drop the sixth.
+  method = with_key(elr(model(), optax.adam(1e-2), N, 3, shards=8))
+  draws = np.stack([np.roll(arrays()['labels'], r) for r in range(5)])
+  data = {'x': arrays()['x'], 'labels': PerRun(draws)}
+  run = functools.partial(
+    fit_many, method, data, jax.random.split(KEY, 5), epochs=2, batch_size=16
+  )
+  save = Checkpoint(tmp_path / 'runs', every=2)
+  with interrupted(4):
+    run(checkpoint=save, devices=jax.devices()[:then])
+  whole = run(checkpoint=save._replace(resume=True))
+  kernel = jax.tree.leaves(whole.state.params)[0]
+  assert kernel.shape[0] == len(kernel.sharding.device_set) == 5
+  expected = run(devices=jax.devices()[:4])
+  chex.assert_trees_all_close(*map(raw_keys, (whole, expected)), atol=1e-6)
+
+
+def with_key(method):
+  """The method with a random key beside its memory, and that in a list."""
+
+  def init(key):
+    state = method.init(key)
+    return state._replace(extra=[state.extra, jax.random.fold_in(key, 1)])
+
+  def step(state, batch, key):
+    memory, own = state.extra
+    state, metrics = method.step(state._replace(extra=memory), batch, own)
+    own = jax.random.fold_in(own, 0)
+    return state._replace(extra=[state.extra, own]), metrics
+
+  return method._replace(init=init, step=step)
+
+
+def raw_keys(tree):
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, tree
+  )
+
+
+def diverging(after):
+  """Its parameters are NaN from that step on."""
+  rate = lambda step: jnp.where(step < after, 0.1, jnp.nan)
+  return supervised(cross_entropy, model(), optax.sgd(rate))
+
+
+def test_a_run_that_diverged_leaves_the_last_good_checkpoint(tmp_path, capfd):
+  save = Checkpoint(tmp_path / 'run', every=2, keep=2)
+  fitted = train(save, diverging(5), epochs=4)
+  assert np.isnan(fitted.history['loss'][-1]), 'it goes on'
+  assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['2', '4']
+  said = capfd.readouterr().err
+  assert said.count('not finite') == 1
+  assert re.search(
+    r'after epoch 2, step 0 .*this is not saved; .*run is 4', said
+  )
+  resumed = train(save._replace(resume=True), diverging(5), epochs=4)
+  chex.assert_trees_all_equal(fitted, resumed)
+
+
+def test_runs_that_did_not_diverge_are_saved(tmp_path, capfd):
+  x = np.stack([arrays()['x'], 1e30 * arrays()['x']])
+  fit_many(
+    supervised(lambda z, y: jnp.sum(z**2, -1), model(), optax.sgd(0.1)),
+    {**arrays(), 'x': PerRun(x)},
+    jax.random.split(KEY),
+    epochs=2,
+    batch_size=16,
+    checkpoint=Checkpoint(tmp_path / 'runs'),
+  )
+  assert (tmp_path / 'runs' / '6').exists()
+  said = capfd.readouterr().err
+  assert said.count('not finite') == 1
+  assert 'not finite in runs [1]: the others are saved' in said
+
+
+def test_checksums_are_of_what_the_devices_hold(monkeypatch):
+  x = np.arange(10**6, dtype=np.float32).reshape(-1, 4)
+  found = checkpoints.checksum(x)
+  assert found == checkpoints.checksum(jnp.asarray(x))
+  assert found == checkpoints.checksum(x.astype(np.float64))
+  other = x.copy()
+  other[-1, -1] = 0
+  assert found != checkpoints.checksum(other)
+  assert found != checkpoints.checksum(x[::-1])
+  # Of larger arrays, some blocks: the first is one of them.
+  monkeypatch.setattr(checkpoints, 'CHECKSUM_BYTES', 4096)
+  found = checkpoints.checksum(x)
+  other = x.copy()
+  other[0, 0] = 1
+  assert found != checkpoints.checksum(other)
+  runs = PerRun(np.stack([x, other]))
+  assert checkpoints.checksum(runs).split() == [
+    found,
+    checkpoints.checksum(other),
+  ]
+
+
 def test_the_log_has_every_epoch_once(interrupted, tmp_path):
   save = Checkpoint(tmp_path / 'run', every=3)
   log = tmp_path / 'log.jsonl'
@@ -163,6 +268,32 @@ OTHER = {
     'data.batch_size: 16 saved, 20 here; data.shards: 8 saved, 2 here',
   ),
   'config': ({}, {'config': {'lam': 3}}, 'config.lam: 1 saved, 3 here'),
+  'labels': (
+    {'data': {**arrays(), 'labels': arrays()['labels'][::-1]}},
+    {},
+    r'differ: checksums\.data\.labels: \w{8} saved, \w{8} here$',
+  ),
+  'inputs': (
+    {'data': {**arrays(), 'x': jnp.asarray(2 * arrays()['x'])}},
+    {},
+    r'checksums\.data\.x: ',
+  ),
+  'held out': (
+    {'train': {**arrays(), 'labels': arrays()['labels'][::-1]}},
+    {},
+    r'checksums\.held_out\.train\.labels: ',
+  ),
+  'learning rate': (
+    {'method': elr_method(rate=2e-2)},
+    {},
+    r'another step: a hyperparameter.*Checkpoint\(same_step=False\)',
+  ),
+  'coefficient': ({'method': elr_method(lam=2.0)}, {}, 'another step'),
+  'augment': (
+    {'augment': lambda keys, batch: {**batch, 'x': 0.9 * batch['x']}},
+    {},
+    'another step',
+  ),
   'shape': (
     {'method': supervised(cross_entropy, model(8), optax.adam(1e-2))},
     {},
@@ -192,6 +323,23 @@ def test_a_checkpoint_of_another_run_is_refused(case, tmp_path):
   with pytest.raises(ValueError, match=message):
     train(save._replace(resume=True, **changes), **options)
   assert sorted(tmp_path.rglob('*')) == before, 'nothing is lost'
+
+
+def test_another_step_may_be_meant_and_old_checkpoints_say_less(tmp_path):
+  save = Checkpoint(tmp_path / 'run', resume=True)
+  train(save, epochs=1)
+  train(save._replace(same_step=False), elr_method(rate=2e-2), epochs=2)
+  with pytest.raises(ValueError, match='another step'):
+    train(save, epochs=3)
+  # One from before there were fingerprints and checksums.
+  for path in (tmp_path / 'run').rglob('*'):
+    if path.is_file() and '"about"' in path.read_bytes().decode('latin1'):
+      record = json.loads(path.read_text())
+      del record['step'], record['about']['checksums']
+      path.write_text(json.dumps(record))
+  other = {**arrays(), 'labels': arrays()['labels'][::-1]}
+  fitted = train(save, epochs=3, data=other)
+  assert fitted.history['loss'].shape == (3,)
 
 
 def test_a_new_run_does_not_touch_old_checkpoints(tmp_path):

@@ -129,6 +129,25 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
     noisy_labels(*options, '--draw', first / 'draw_1.npz', '--out', again)
 
 
+def test_texts_are_not_read_as_pixels(tmp_path):
+  labels = np.arange(40) % 2
+  texts = [
+    f'{"good" if y else "bad"} {i}'.encode() for i, y in enumerate(labels)
+  ]
+  np.savez(
+    tmp_path / 'mine.npz',
+    text=np.frombuffer(b''.join(texts), np.uint8),
+    offsets=np.cumsum([0, *map(len, texts)]).astype(np.int32),
+    y=labels.astype(np.uint8),
+  )
+  out = tmp_path / 'out'
+  for net in ('mlp', 'ngram'):
+    argv = ['--dataset', 'mine', '--data-dir', tmp_path, '--net', net]
+    with pytest.raises(ValueError, match=r'mine is of texts.*meta_rescaling'):
+      noisy_labels(*argv, '--batch-size', 10, '--out', out)
+  assert not out.exists()
+
+
 @pytest.mark.parametrize(
   ('name', 'argv', 'message'),
   [

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import warnings
 
 import chex
 from fixture_methods import co_divide, cross_entropy
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from jnl import losses
 from jnl.base import (
   Aux,
   Refit,
@@ -21,9 +23,10 @@ from jnl.base import (
   supervised,
   unpack_rows,
 )
-from jnl.data.batches import check_arrays
+from jnl.data import augment
+from jnl.data.batches import PerRun, check_arrays
 from jnl.methods.elr import elr
-from jnl.nets import MLP, StridedCNN, from_linen
+from jnl.nets import MLP, StridedCNN, build, from_linen
 from jnl.train import fit as fit_module
 from jnl.train.evaluate import evaluate, padded_batches
 from jnl.train.fit import Checkpoint, fit, fit_many
@@ -101,37 +104,146 @@ def test_the_number_of_devices_changes_nothing(devices, how):
   chex.assert_trees_all_close(*fits, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(('devices', 'expected'), [(6, 4), (5, 4), (3, 2)])
+def test_devices_that_do_not_divide_are_used_or_it_is_said(devices, expected):
+  options = {'epochs': 1, 'batch_size': 16, 'held_out': {'test': arrays(33, 1)}}
+  devices = jax.devices()[:devices]
+  said = f'{expected} of {len(devices)} devices are used.*shards={len(devices)}'
+  with pytest.warns(UserWarning, match=said):
+    some = fit(plain(), arrays(), KEY, devices=devices, **options)
+  kernel = jax.tree.leaves(some.state.params)[0]
+  assert len(kernel.sharding.device_set) == expected
+  one = fit(plain(), arrays(), KEY, devices=ONE, **options)
+  chex.assert_trees_all_close(one, some, atol=2e-6, rtol=1e-5)
+
+
+def test_shards_that_are_asked_for_use_every_device():
+  fits = []
+  for devices in (jax.devices()[:6], ONE):
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      method = elr(mlp(), sgd(), 60, CLASSES, shards=6)
+      fits.append(
+        fit(
+          method, arrays(60), KEY, epochs=1, batch_size=18, shards=6,
+          devices=devices,
+        )
+      )  # fmt: skip
+  assert len(fits[0].state.extra.rows.sharding.device_set) == 6
+  chex.assert_trees_all_close(*fits, atol=2e-6, rtol=1e-5)
+  for shards, message in [(5, 'divide the batch size, 18'), (18, 'too few')]:
+    with pytest.raises(ValueError, match=message):
+      fit(plain(), arrays(), KEY, epochs=1, batch_size=18, shards=shards)
+
+
+def with_key(method):
+  """The method with a random key in its state, split at every step."""
+
+  def init(key):
+    return method.init(key)._replace(extra=jax.random.fold_in(key, 1))
+
+  def step(state, batch, key):
+    own, new = jax.random.split(state.extra)
+    noise = jax.random.normal(own, batch['x'].shape)
+    batch = {**batch, 'x': batch['x'] + 0.1 * noise}
+    state, metrics = method.step(state._replace(extra=()), batch, key)
+    return state._replace(extra=new), metrics
+
+  return method._replace(init=init, step=step)
+
+
+def raw_keys(tree):
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, tree
+  )
+
+
 @pytest.mark.parametrize('vectorize', [True, False])
 def test_many_runs_are_the_single_runs(vectorize):
-  method = co_divide(mlp(), sgd(), N, data_shards(N, 16))
-  keys = jax.random.split(KEY, 2)
-  draws = np.stack([arrays()['labels'], np.roll(arrays()['labels'], 1)])
+  # Three runs on two devices: one is trained twice, and dropped.
+  method = with_key(plain())
+  if vectorize:
+    method = co_divide(mlp(), sgd(), N, data_shards(N, 16))
+  keys = jax.random.split(KEY, 3)
+  draws = np.stack([np.roll(arrays()['labels'], r) for r in range(3)])
   options = {'epochs': 2, 'batch_size': 16}
+  rows = []
   many = fit_many(
     method,
-    {'x': arrays()['x'], 'labels': draws},
+    {'x': arrays()['x'], 'labels': PerRun(draws)},
     keys,
-    per_run=('labels',),
-    held_out={'train': {'x': arrays()['x'], 'labels': draws}},
+    held_out={'train': {'x': arrays()['x'], 'labels': PerRun(draws)}},
     vectorize=vectorize,
+    devices=jax.devices()[:2],
+    log=rows.append,
     **options,
   )
-  for r in range(2):
+  many = raw_keys(many)
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(many.state))
+  if vectorize:
+    assert rows[-1]['train'].shape == (3,)
+  for r in range(3):
     data = {'x': arrays()['x'], 'labels': draws[r]}
     one = fit(
       method, data, keys[r], held_out={'train': data}, devices=ONE, **options
     )
     run = jax.tree.map(lambda a, r=r: a[r], many)
-    chex.assert_trees_all_close(one, run, atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(raw_keys(one), run, atol=1e-5, rtol=1e-5)
 
 
-def test_vectorized_runs_spread_over_devices():
-  fitted = fit_many(
-    plain(), arrays(), jax.random.split(KEY, 4), epochs=1, batch_size=16
-  )
+def test_five_runs_have_five_of_eight_devices():
+  with pytest.warns(UserWarning, match='5 of 8 devices are used.*5 runs, 1 on'):
+    fitted = fit_many(
+      plain(), arrays(), jax.random.split(KEY, 5), epochs=1, batch_size=16
+    )
   kernel = jax.tree.leaves(fitted.state.params)[0]
-  assert len(kernel.sharding.device_set) == 4
+  assert len(kernel.sharding.device_set) == 5
   assert kernel.addressable_shards[0].data.shape[0] == 1
+
+
+def test_no_device_ever_holds_more_than_its_part_of_the_data():
+  x = np.zeros((128, 500), np.float32)  # 256 kB, and 64 kB held out
+  data = {'x': x, 'labels': arrays(128)['labels']}
+  held_out = {'x': x[:32], 'labels': arrays(32)['labels']}
+  method = supervised(
+    cross_entropy, from_linen(MLP(CLASSES, (2,)), (500,)), optax.sgd(0.1)
+  )
+  held = []
+
+  def of_each_device():
+    total = dict.fromkeys(jax.devices(), 0)
+    for array in jax.live_arrays():
+      for shard in array.addressable_shards:
+        total[shard.device] += shard.data.nbytes
+    return np.array(list(total.values()))
+
+  before = of_each_device()
+  # What goes from device to device was whole on one of them.
+  with jax.transfer_guard_device_to_device('disallow_explicit'):
+    tables = fit_module.compile_one(
+      fit_module._plan(
+        method, data, {}, 1, 16, None, {}, None
+      )
+    ).put_data(data)  # fmt: skip
+  assert len(tables['x'].rows.sharding.device_set) == 8
+  del tables
+  fit(
+    method, data, KEY, epochs=1, batch_size=16, held_out={'test': held_out},
+    log=lambda row: held.append(of_each_device() - before),
+  )  # fmt: skip
+  assert (held[0] < 1.4 * (256_000 + 64_000) / 8).all(), held
+
+
+def test_an_evaluation_compiles_once_and_is_split_over_devices(caplog):
+  fitted = fit(plain(), arrays(), KEY, epochs=1, batch_size=16)
+  predict = plain().predict
+  with jax.log_compiles():
+    for seed in range(3):
+      evaluate(predict, fitted.state, arrays(33, seed))
+  assert len(re.findall(r'Compiling jit\(accuracy\)', caplog.text)) == 1
+  part = r'ShapedArray\(float32\[40,2\]\)|float32\[40,2\]'
+  assert re.search(part, caplog.text), 'padded to a multiple of eight'
 
 
 def test_convolutions_run_one_by_one(monkeypatch):
@@ -296,6 +408,94 @@ BAD = {
   'list': ({'x': [[0.0, 0.0]] * N}, {}, TypeError, 'x must be an array'),
   'reserved': ({'index': np.arange(N)}, {}, ValueError, "'index'"),
   'how': ({}, {'how': 'pmpa'}, ValueError, 'how'),
+  'strings': (
+    {'x': np.array(['a.png'] * N)},
+    {},
+    TypeError,
+    'x must be numbers.*<U5',
+  ),
+  'objects': (
+    {'name': np.array(['a'] * N, object)},
+    {},
+    TypeError,
+    'name must be num',
+  ),
+  'per run': ({'x': PerRun(np.zeros((1, N)))}, {}, TypeError, 'got PerRun'),
+  'soft off one': (
+    {
+      'labels': np.eye(3)[np.arange(N) % 3]
+      + np.eye(3)[0] * (np.arange(N) == 5)[:, None]
+    },
+    {},
+    ValueError,
+    'labels: soft labels.*row [05] ',
+  ),
+  'soft negative': (
+    {'labels': np.tile([-1.0, 2, 0], (N, 1))},
+    {},
+    ValueError,
+    'from -1 to 2',
+  ),
+  'pixels': (
+    {'x': np.full((N, 2), 200, np.uint8)},
+    {},
+    TypeError,
+    r'data: x .*x / 255',
+  ),
+  'integers': (
+    {'x': np.full((N, 2), 200)},
+    {},
+    TypeError,
+    r'whole numbers \(int32\)',
+  ),
+  'pixels held out': (
+    {},
+    {'held_out': {'t': {**arrays(9), 'x': np.zeros((9, 2), np.uint8)}}},
+    TypeError,
+    r"held_out\['t'\]: x holds whole",
+  ),
+  'named loss': (
+    {},
+    {'held_out': {'loss': arrays(9)}},
+    ValueError,
+    r"called \['loss'\]",
+  ),
+  'named epoch': (
+    {},
+    {'held_out': {'epoch': arrays(9)}},
+    ValueError,
+    r"called \['epoch'\]",
+  ),
+  'held out soft': (
+    {},
+    {'held_out': {'t': {'x': np.zeros((3, 2)), 'labels': np.eye(3)}}},
+    TypeError,
+    r"held_out\['t'\]: labels must be integers for the accuracy",
+  ),
+  'held out of no weight': (
+    {},
+    {'held_out': {'t': {**arrays(9), 'weight': np.zeros(9)}}},
+    ValueError,
+    r"held_out\['t'\]: weight is 0 everywhere",
+  ),
+  'image augmentation': (
+    {},
+    {'augment': augment.pad_crop},
+    TypeError,
+    'augment.views',
+  ),
+  'no batch': (
+    {},
+    {'augment': lambda keys, b: b['x']},
+    TypeError,
+    'augment must be',
+  ),
+  'checkpoint': (
+    {},
+    {'checkpoint': 'folder'},
+    TypeError,
+    r'Checkpoint\(folder\), got .fol',
+  ),
   'held out': (
     {},
     {'held_out': {'t': {'x': 0}}},
@@ -320,21 +520,92 @@ def test_bad_input_names_the_argument(case, tmp_path):
   assert not (tmp_path / 'log').exists(), 'nothing is written before the checks'
 
 
+def test_what_is_no_data_and_no_key_is_named():
+  run = functools.partial(fit, plain(), epochs=1, batch_size=16)
+  with pytest.raises(TypeError, match=r"data must be a dict .*'labels'.*tuple"):
+    run((arrays()['x'], arrays()['labels']), KEY)
+  for missing in ('labels', 'x'):
+    some = {k: v for k, v in arrays().items() if k != missing}
+    with pytest.raises(ValueError, match=f"(reads|lacks) '{missing}'"):
+      run(some, KEY)
+  for key in (0, jax.random.split(KEY)):
+    with pytest.raises(TypeError, match=r'key must be made.*jax.random.key\(0'):
+      run(arrays(), key)
+  many = functools.partial(fit_many, plain(), epochs=1, batch_size=16)
+  with pytest.raises(TypeError, match=r'keys must be made .*split'):
+    many(arrays(), KEY)
+
+
+class PassedError(Exception):
+  pass
+
+
+@pytest.fixture
+def checks(monkeypatch):
+  """Passes what `fit` would go on to compile."""
+
+  def compile_one(*args):
+    raise PassedError
+
+  monkeypatch.setattr(fit_module, 'compile_one', compile_one)
+
+  def passes(method, data, **options):
+    with pytest.raises(PassedError):
+      fit(method, data, KEY, epochs=1, batch_size=16, **options)
+
+  return passes
+
+
+def test_what_a_row_of_no_weight_holds_is_not_looked_at(checks):
+  data, weight = arrays(), np.ones(N, np.float32)
+  weight[3] = 0
+  labels = data['labels'].copy()
+  labels[3] = -1
+  checks(plain(), {**data, 'labels': labels, 'weight': weight})
+  checks(plain(), {**data, 'labels': labels, 'labeled': weight > 0})
+  held_out = {'t': {**data, 'labels': labels, 'weight': weight}}
+  checks(plain(), data, held_out=held_out)
+  soft = np.eye(CLASSES)[data['labels']]
+  soft[3] = 7
+  of_soft = supervised(losses.ce, mlp(), sgd())
+  checks(of_soft, {**data, 'labels': soft, 'weight': weight})
+  labels[4] = 9
+  with pytest.raises(ValueError, match=r'labels must lie.*to 9'):
+    checks(plain(), {**data, 'labels': labels, 'weight': weight})
+
+
+def test_whole_numbers_may_be_scaled_or_looked_up(checks):
+  pixels = {**arrays(), 'x': np.full((N, 2), 200, np.uint8)}
+
+  def scaled(keys, batch):
+    return {**batch, 'x': batch['x'] / 255}
+
+  checks(plain(), pixels, augment=scaled)
+  with pytest.raises(TypeError, match=r"held_out\['t'\]: x holds whole"):
+    checks(plain(), pixels, augment=scaled, held_out={'t': pixels})
+  tokens = {**arrays(), 'x': np.ones((N, 4), np.int32)}
+  ngram = supervised(
+    cross_entropy, from_linen(build('ngram', CLASSES), (4,)), sgd()
+  )
+  checks(ngram, tokens, held_out={'t': tokens})
+
+
 def test_runs_must_match_their_keys():
-  with pytest.raises(ValueError, match='labels is per run'):
+  with pytest.raises(ValueError, match='labels is PerRun'):
     fit_many(
       plain(),
-      {'x': arrays()['x'], 'labels': np.zeros((3, N), int)},
+      {'x': arrays()['x'], 'labels': PerRun(np.zeros((3, N), int))},
       jax.random.split(KEY, 2),
-      per_run=('labels',),
       epochs=1,
       batch_size=16,
     )
 
 
 def test_tables_of_another_size_are_found_out():
-  with pytest.raises(ValueError, match='num_examples=62 and shards=8'):
-    fit(elr(mlp(), sgd(), N, CLASSES), arrays(), KEY, epochs=1, batch_size=16)
+  for n, shards in [(N, 1), (40, 8), (100, 8)]:
+    method = elr(mlp(), sgd(), n, CLASSES, shards=shards)
+    with pytest.raises(ValueError, match='num_examples=62 and shards=8'):
+      fit(method, arrays(), KEY, epochs=1, batch_size=16)
 
 
 def test_held_out_sets_may_have_scores_of_their_own():
@@ -345,12 +616,11 @@ def test_held_out_sets_may_have_scores_of_their_own():
   held_out = np.stack([data['x'][:7] + 1, data['x'][:7] - 1])
   fitted = fit_many(
     method,
-    {**data, 'x': np.stack([data['x']] * 2)},
+    {**data, 'x': PerRun(np.stack([data['x']] * 2))},
     jax.random.split(KEY),
-    per_run=('x', 'further'),
     epochs=2,
     batch_size=16,
-    held_out={'mean': {'x': held_out, 'further': held_out}},
+    held_out={'mean': {'x': PerRun(held_out), 'further': PerRun(held_out)}},
     scores={'mean': mean_logit},
     devices=ONE,
   )

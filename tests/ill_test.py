@@ -10,7 +10,7 @@ import pytest
 
 from jnl import em, losses, noise
 from jnl.base import Aux, Model, Outputs, from_loss, global_mean, supervised
-from jnl.data import load
+from jnl.data import PerRun, load
 from jnl.data.augment import compose, feature_dropout, gaussian_noise, views
 from jnl.methods import ill_losses
 from jnl.methods.ill import (
@@ -33,7 +33,7 @@ SETS |= ~LABELED[:, None]
 WEIGHTS = np.array([1, 1, 0, 0, 2, 1, 0.5, 1], np.float32)
 Z = RNG.normal(size=(2, B, C)).astype(np.float32)
 P_HAT = RNG.dirichlet(np.ones(C)).astype(np.float32)
-W = np.eye(C, dtype=np.float32)
+W = jnp.eye(C)
 
 
 def batch():
@@ -155,6 +155,7 @@ def test_views_share_one_pass_and_have_keys_of_their_own(count):
 
   method = ill_partial(Model(init, apply), TX)
   data = batch()
+  data['weight'] = np.ones(B)  # of weight 0, inputs would be zeros
   names = ['x', 'x_strong', 'x_strong_2'][:count]
   if count == 3:
     data['x_strong_2'] = data['x'] + 1
@@ -193,6 +194,7 @@ def test_a_batch_may_hold_one_kind_alone(all_labeled):
 
 def test_labels_of_unlabeled_examples_are_not_looked_at():
   labels = np.where(LABELED, LABELS, -1)
+  labels[WEIGHTS == 0] = 255
   found = ill_losses.semi_loss(*Z, labels, LABELED, WEIGHTS, P_HAT)
   expected = ill_losses.semi_loss(*Z, LABELS, LABELED, WEIGHTS, P_HAT)
   equal(found, expected)
@@ -274,6 +276,119 @@ def test_finite_at_extremes(dtype, magnitude):
     assert np.isfinite(np.asarray(slope, np.float32)).all()
 
 
+# --- examples that count for nothing -----------------------------------------
+
+GONE = WEIGHTS == 0
+
+
+def arrays():
+  """What the four losses take, by name; rows [b, ...] first."""
+  return {
+    'z': np.moveaxis(Z, 0, 1),
+    'labels': LABELS,
+    'sets': SETS,
+    'noisy': LABELED,
+    'weights': WEIGHTS,
+  }
+
+
+def all_losses(a, w, z=None):
+  """The total of the four losses, and all else that they return."""
+  z = a['z'] if z is None else z
+  views = z[:, 0], z[:, 1]
+  noisy = ill_losses.noisy_loss(*views, a['labels'], a['weights'], w)
+  partial = ill_losses.partial_loss(z, a['sets'], a['weights'])
+  semi = ill_losses.semi_loss(
+    *views, a['labels'], a['noisy'], a['weights'], P_HAT, momentum=0.9
+  )
+  mixed = ill_losses.mixed_loss(
+    *views, a['sets'], a['noisy'], a['weights'], w, P_HAT, momentum=0.9
+  )
+  found = noisy, partial, semi, mixed
+  return sum(loss for loss, _ in found), found
+
+
+slopes_of = jax.jit(
+  jax.value_and_grad(lambda z, w, a: all_losses(a, w, z), (0, 1), has_aux=True)
+)
+
+
+def with_garbage(rows, a):
+  """The arrays with what must not matter in some rows."""
+  a = {name: np.array(value) for name, value in a.items()}
+  a['z'][rows] = np.nan
+  a['labels'][rows] = np.resize([-1, 255], rows.sum())
+  a['sets'][rows] = False
+  a['noisy'][rows] = np.resize([True, False], rows.sum())
+  return a
+
+
+def test_garbage_of_weight_0_leaves_no_trace():
+  clean, dirty = arrays(), with_garbage(GONE, arrays())
+  expected = slopes_of(clean['z'], W, clean)
+  found = slopes_of(dirty['z'], W, dirty)
+  equal(found, expected, rtol=1e-6)  # also p_hat and all metrics
+  assert not np.any(found[1][0][GONE])
+  assert np.all(np.any(found[1][0][~GONE], axis=(1, 2)))
+  # Outside jit neither a label nor an empty set is complained of,
+  equal(all_losses(dirty, W), found[0], rtol=1e-5)
+  # unless it counts.
+  counting = np.arange(B) == 0
+  for name, message in (('labels', 'labels'), ('sets', 'candidates')):
+    bad = {**arrays(), name: with_garbage(counting, arrays())[name]}
+    bad['noisy'] = LABELED & ~counting
+    with pytest.raises(ValueError, match=message):
+      all_losses(bad, W)
+
+
+def test_the_strong_view_of_a_labeled_example_is_not_looked_at():
+  z = np.array(Z)
+  z[1, LABELED] = np.nan
+  run = jax.value_and_grad(
+    lambda z: ill_losses.semi_loss(*z, LABELS, LABELED, WEIGHTS, P_HAT),
+    has_aux=True,
+  )
+  found, slope = run(z)
+  expected, same = run(Z)
+  equal((found, slope), (expected, same), rtol=1e-6)
+  assert not np.any(slope[1, LABELED])
+
+
+def test_a_batch_without_any_weight():
+  nothing = with_garbage(np.ones(B, bool), arrays())
+  nothing['weights'] = np.zeros(B, np.float32)
+  (total, found), slopes = slopes_of(nothing['z'], W, nothing)
+  assert total == 0
+  for slope in slopes:
+    np.testing.assert_array_equal(slope, 0)
+  _, _, (_, (semi, _)), (_, (mixed, _)) = found
+  for p_hat in (semi, mixed):
+    np.testing.assert_array_equal(p_hat, P_HAT)
+  assert all(np.all(x == 0) for x in jax.tree.leaves(found[:2]))
+
+
+def test_a_network_that_diverged_is_seen():
+  """NaN where it counts is NaN, also outside jit."""
+  broken = np.array(Z[0])
+  broken[0] = np.nan
+  views = broken, Z[1]
+  for z_w, z_s in (views, views[::-1]):
+    total = ill_losses.noisy_loss(z_w, z_s, LABELS, WEIGHTS, W)[0]
+    assert np.isnan(total)
+    unlabeled = np.zeros(B, bool)
+    semi = ill_losses.semi_loss(z_w, z_s, LABELS, unlabeled, WEIGHTS, P_HAT)
+    assert np.isnan(semi[0])
+    assert np.isnan(semi[1][0]).all() == np.isnan(z_w).any()  # p_hat
+  (total, found), _ = slopes_of(arrays()['z'], W.at[1, 2].set(np.nan), arrays())
+  assert np.isnan([found[0][0], found[3][0]]).all()  # the learned matrix
+
+
+@pytest.mark.parametrize('wrong', [WEIGHTS[:, None], WEIGHTS[:3]])
+def test_weights_are_one_for_each_example(wrong):
+  with pytest.raises(ValueError, match='weights'):
+    all_losses({**arrays(), 'weights': wrong}, W)
+
+
 # --- it works ----------------------------------------------------------------
 
 WEAK = functools.partial(gaussian_noise, scale=0.05)
@@ -288,18 +403,13 @@ def digits():
   return load('digits')
 
 
-def last_accuracy(method, digits, data, per_run, epochs, augment=None):
+def last_accuracy(method, digits, data, epochs, augment=None):
   """Two seeds: the mean clean accuracy after the last epoch, and the states."""
-  test = {'x': digits.test.x, 'labels': digits.test.labels}
-  test['labels'] = np.tile(test['labels'], (2, 1))
-  per_run = (*per_run, *{'labels'} - set(per_run))
-  data = {'labels': np.tile(digits.train.labels, (2, 1)), **data}
   fit = fit_many(
     method,
-    data,
+    {'labels': digits.train.labels, **data},
     jax.random.split(KEY, 2),
-    per_run=per_run,
-    held_out={'test': test},
+    held_out={'test': {'x': digits.test.x, 'labels': digits.test.labels}},
     epochs=epochs,
     batch_size=100,
     augment=augment,
@@ -326,14 +436,12 @@ def test_noisy_labels(digits):
   labels = np.stack(
     [noise.corrupt(k, digits.train.labels, transition).labels for k in keys]
   )
-  data = {'x': digits.train.x, 'labels': labels}
+  data = {'x': digits.train.x, 'labels': PerRun(labels)}
   model = from_linen(MLP(10, (192, 192)), (8, 8, 1))
   tx = optax.chain(
     optax.add_decayed_weights(5e-4), optax.sgd(0.05, momentum=0.9)
   )
-  run = functools.partial(
-    last_accuracy, digits=digits, data=data, per_run=('labels',), epochs=60
-  )
+  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=60)
   ce, _ = run(supervised(losses.ce, model, tx))
   method = ill_noisy(model, tx, optax.sgd(0.05), 10, scale=2.0)
   ill, state = run(method, augment=views(WEAK, STRONG))
@@ -359,8 +467,7 @@ def test_partial_labels(digits):
   run = functools.partial(
     last_accuracy,
     digits=digits,
-    data={'x': digits.train.x, 'candidates': sets},
-    per_run=('candidates',),
+    data={'x': digits.train.x, 'candidates': PerRun(sets)},
     epochs=40,
   )
   uniform, _ = run(on_sets(losses.uniform_candidates, model, tx))
@@ -389,9 +496,7 @@ def test_missing_labels(digits):
     weight = jnp.where(batch['labeled'], batch['weight'], 0)
     return global_mean(values, weight), Aux(stats)
 
-  run = functools.partial(
-    last_accuracy, digits=digits, data=data, per_run=(), epochs=40
-  )
+  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=40)
   only, _ = run(from_loss(loss_fn, model, tx))
   semi, state = run(ill_semi(model, tx, 10), augment=views(WEAK, STRONG))
   assert semi > only + 0.01
@@ -407,9 +512,7 @@ def test_mixtures(digits):
   sets = np.where(labeled[:, None], sets, True)
   model, tx = from_linen(MLP(10, (256,)), (8, 8, 1)), optax.adam(1e-3)
   data = {'x': digits.train.x, 'candidates': sets, 'noisy': labeled}
-  run = functools.partial(
-    last_accuracy, digits=digits, data=data, per_run=(), epochs=40
-  )
+  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=40)
   cc, _ = run(on_sets(losses.cc, model, tx))
   mixed, _ = run(
     ill_mixed(model, tx, optax.sgd(0.02), 10, scale=2.0),

@@ -8,7 +8,7 @@ import pytest
 
 from jnl import losses, meta, noise
 from jnl.base import Model, Outputs, data_shards, supervised, unpack_rows
-from jnl.data import load
+from jnl.data import PerRun, load
 from jnl.methods.l2rw import l2rw
 from jnl.methods.mlc import mlc
 from jnl.methods.mslc import mslc
@@ -533,15 +533,9 @@ def test_clean_examples_help_where_labels_are_noise():
   for name, method in methods.items():
     fit = fit_many(
       method,
-      {'x': x, 'labels': labels},
+      {'x': x, 'labels': PerRun(labels)},
       keys,
-      per_run=('labels',),
-      held_out={
-        'test': {
-          'x': digits.test.x,
-          'labels': np.tile(digits.test.labels, (2, 1)),
-        }
-      },
+      held_out={'test': {'x': digits.test.x, 'labels': digits.test.labels}},
       augment=None if name == 'plain' else meta.drawn(clean),
       epochs=30,
       batch_size=100,

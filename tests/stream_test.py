@@ -1,10 +1,14 @@
 """Streamed from the host, the same batches come as from the devices."""
 
+import subprocess
+import sys
+
 import chex
 from fixture_methods import co_divide, cross_entropy
 import jax
 import numpy as np
 import optax
+import processes
 import pytest
 
 from jnl.base import PAD, data_shards, supervised
@@ -76,6 +80,32 @@ def test_a_streamed_run_is_the_run(devices, tmp_path):
     checkpoint=save._replace(resume=True),
   )  # fmt: skip
   chex.assert_trees_all_close(on_device, resumed, atol=1e-6)
+
+
+SCRIPT = """
+import numpy as np, optax
+import jax
+from jnl.base import supervised
+from jnl.losses import ce
+from jnl.nets import MLP, from_linen
+from jnl.train.fit import fit
+
+data = {'x': np.zeros((8, 2), np.float32), 'labels': np.zeros(8, int)}
+method = supervised(ce, from_linen(MLP(2, ()), (2,)), optax.sgd(0.1))
+fit(method, data, jax.random.key(0), epochs=1, batch_size=8, stream=1)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+  (tmp_path / 'script.py').write_text(SCRIPT)
+  done = subprocess.run(
+    [sys.executable, tmp_path / 'script.py'],
+    capture_output=True,
+    text=True,
+    env=processes.users(),
+  )
+  assert done.returncode != 0
+  assert "put what trains under `if __name__ == '__main__':`" in done.stderr
 
 
 def test_the_number_of_workers_is_checked():

@@ -2,6 +2,7 @@
 
 from jnl.data import augment
 from jnl.data.batches import (
+  PerRun,
   check_arrays,
   check_labels,
   epoch_order,
@@ -23,6 +24,7 @@ from jnl.data.text import ngram_ids, token_ids, tokenize
 __all__ = [
   'Dataset',
   'Examples',
+  'PerRun',
   'augment',
   'check_arrays',
   'check_labels',

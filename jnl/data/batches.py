@@ -3,8 +3,9 @@
 All on the device and jit-able; equal on any number of devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 import math
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.base import PAD, Array, Batch, Key, Table, check, read_rows
+from jnl.inputs import BELOW_ZERO, off_one
 
 
 def epoch_order(key: Key, n: int, shards: int) -> Array:
@@ -69,26 +71,84 @@ def take_batch(
   return {**batch, 'index': index}
 
 
+def packed_on_host(
+  values: np.ndarray, shards: int, axis: int = 0
+) -> np.ndarray:
+  """The rows [shards, m, ...] of a `Table` of `values` [n, ...], in numpy.
+
+  From here every device is sent its own shards: none ever holds the whole, or
+  more than one copy. A view where no shard runs short.
+
+  Args:
+    values: with n examples along `axis`.
+    shards: of the table.
+    axis: 1 where runs come first; it becomes [shards, m].
+
+  >>> packed_on_host(np.arange(5), shards=2).tolist()
+  [[0, 1, 2], [3, 4, 0]]
+  """
+  values = np.asarray(values)
+  n = values.shape[axis]
+  m = math.ceil(n / shards)
+  if n < shards * m:
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (0, shards * m - n)
+    values = np.pad(values, padding)
+  before, after = values.shape[:axis], values.shape[axis + 1 :]
+  return values.reshape(*before, shards, m, *after)
+
+
+class PerRun(NamedTuple):
+  """Marks an array that differs from run to run, for `fit_many`.
+
+  >>> labels = PerRun(np.array([[0, 1, 1], [0, 0, 1]]))  # two runs
+
+  Attributes:
+    values: [runs, n, ...].
+  """
+
+  values: np.ndarray
+
+
+def of_run(arrays: Mapping[str, Any], run: int) -> dict[str, np.ndarray]:
+  """The arrays of one run: its own of what is `PerRun`, and all others.
+
+  >>> of_run({'x': np.arange(2), 'labels': PerRun(np.eye(2, dtype=int))}, 1)
+  {'x': array([0, 1]), 'labels': array([0, 1])}
+  """
+  return {
+    name: values.values[run] if isinstance(values, PerRun) else values
+    for name, values in arrays.items()
+  }
+
+
 def check_arrays(
   arrays: Mapping[str, np.ndarray],
   num_classes: int | None = None,
   argument: str = 'data',
+  checked: Collection[str] = (),
 ) -> int:
   """Checks the arrays of a data set on the host.
+
+  Values are looked at in rows that count: of a `weight` above 0; labels where
+  `labeled`, if there is one, is True as well.
 
   Args:
     arrays: [n, ...] by name.
     num_classes: if given, integer `labels` must lie in [0, num_classes).
     argument: what the error calls them.
+    checked: names of arrays whose values are known to be good, since other runs
+      share them.
 
   Returns:
     n.
 
   Raises:
     ValueError: naming the array, if lengths differ, a value is NaN or infinite,
-      a label is out of range, a weight is negative, a set of `candidates` or a
-      bag (`mask`) is empty, `counts` do not fit the bags, a name is reserved.
-    TypeError: if one is no array, or `labels` [n] are not integers.
+      a label is out of range or no distribution, a weight is negative, a set of
+      `candidates` or a bag (`mask`) is empty, `counts` do not fit the bags, a
+      name is reserved.
+    TypeError: if `labels` [n] are not integers.
   """
   check(len(arrays) > 0, f'{argument} must hold at least one array')
   check('index' not in arrays, f"{argument} must not hold 'index'")
@@ -98,43 +158,93 @@ def check_arrays(
     n > 0 and set(lengths.values()) == {n},
     f'the arrays of {argument} must have one length above 0, got {lengths}',
   )
-  for name, values in arrays.items():
-    check(
-      hasattr(values, 'dtype'),
-      f'{argument}: {name} must be an array, got {type(values).__name__}',
-      TypeError,
-    )
-    if jnp.issubdtype(values.dtype, jnp.inexact):
-      # In parts: the array may be mapped from a file larger than the memory.
-      for first in range(0, n, 4096):
-        part = np.asarray(values[first : first + 4096])
-        bad = ~np.isfinite(part).reshape(len(part), -1).all(1)
-        check(
-          not bad.any(),
-          f'{argument}: {name} holds NaN or infinite values, first in row '
-          f'{first + bad.argmax()}',
-        )
+  new = set(arrays) - set(checked)
+  counts = np.ones(n, bool)
   if 'weight' in arrays:
+    weight = np.asarray(arrays['weight'])
     check(
-      (np.asarray(arrays['weight']) >= 0).all(),
-      f'{argument}: weight must not be negative',
+      weight.shape == (n,) and (weight >= 0).all(),
+      f'{argument}: weight must be [n] and not negative, got shape '
+      f'{weight.shape}',
     )
-  if 'labels' in arrays:
-    check_labels(arrays['labels'], num_classes, f'{argument}: labels')
-  if 'candidates' in arrays:
-    check_candidates(arrays['candidates'], f'{argument}: candidates')
-  if 'mask' in arrays:
-    check_mask(arrays['mask'], f'{argument}: mask')
-  if 'counts' in arrays:
-    mask = arrays.get('mask', np.ones((n, *arrays['x'].shape[1:2]), bool))
-    check_counts(arrays['counts'], mask, f'{argument}: counts')
+    counts &= weight > 0
+  for name in new:
+    if jnp.issubdtype(arrays[name].dtype, jnp.inexact):
+      for first, part in _blocks(arrays[name]):
+        bad = ~np.isfinite(part).reshape(len(part), -1).all(1)
+        row = _first(bad, counts[first : first + len(part)])
+        check(
+          row is None,
+          f'{argument}: {name} holds NaN or infinite values, first in row '
+          f'{first + (row or 0)}',
+        )
+  if 'labels' in arrays and new & {'labels', 'weight', 'labeled'}:
+    known = np.asarray(arrays.get('labeled', counts))
+    known = known if known.shape == (n,) else counts
+    name = f'{argument}: labels'
+    check_labels(arrays['labels'], num_classes, name, counts & (known != 0))
+  if 'candidates' in arrays and new & {'candidates', 'weight'}:
+    check_candidates(arrays['candidates'], f'{argument}: candidates', counts)
+  if 'mask' in arrays and new & {'mask', 'weight'}:
+    check_mask(arrays['mask'], f'{argument}: mask', counts)
+  if 'counts' in arrays and new & {'counts', 'mask', 'weight'}:
+    mask = arrays.get('mask')
+    if mask is None:
+      mask = np.ones((n, *arrays['x'].shape[1:2]), bool)
+    check_counts(arrays['counts'], mask, f'{argument}: counts', counts)
   return n
 
 
+def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Some rows at once: an array may be mapped from a file above the memory."""
+  for first in range(0, len(values), 4096):
+    yield first, np.asarray(values[first : first + 4096])
+
+
+def check_numbers(arrays: Mapping[str, Any], argument: str = 'data') -> None:
+  """Raises unless these are arrays of numbers or truth values, by name.
+
+  Raises:
+    TypeError: naming the array.
+  """
+  check(
+    isinstance(arrays, Mapping),
+    f"{argument} must be a dict of arrays, {{'x': ..., 'labels': ...}}, got "
+    f'{type(arrays).__name__}',
+    TypeError,
+  )
+  for name, values in arrays.items():
+    dtype: Any = getattr(values, 'dtype', None)
+    check(
+      dtype is not None and len(values.shape) >= 1,
+      f'{argument}: {name} must be an array [n, ...] (np.asarray makes one), '
+      f'got {type(values).__name__}',
+      TypeError,
+    )
+    try:
+      good = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, bool)
+    except TypeError:  # a dtype of another library
+      good = False
+    check(
+      good,
+      f'{argument}: {name} must be numbers in an array of numpy or jax, got '
+      f'{type(values).__name__} of {dtype}',
+      TypeError,
+    )
+
+
+def _first(bad: Any, rows: np.ndarray | None) -> int | None:
+  """The first bad row among those that count, if there is one."""
+  bad = bad if rows is None else bad & rows
+  return int(bad.argmax()) if bad.any() else None
+
+
 def check_candidates(
-  candidates: np.ndarray, argument: str = 'candidates'
+  candidates: np.ndarray,
+  argument: str = 'candidates',
+  rows: np.ndarray | None = None,
 ) -> None:
-  """Raises unless these are sets [n, c] bool, none of them empty."""
+  """Raises unless these are sets [n, c] bool; none of the `rows` is empty."""
   candidates = np.asarray(candidates)
   check(
     candidates.dtype == bool and candidates.ndim == 2,
@@ -142,26 +252,34 @@ def check_candidates(
     f'{candidates.shape}',
     TypeError,
   )
-  empty = ~candidates.any(1)
-  check(
-    not empty.any(), f'{argument}: the set of row {empty.argmax()} is empty'
-  )
+  row = _first(~candidates.any(1), rows)
+  check(row is None, f'{argument}: the set of row {row} is empty')
 
 
-def check_mask(mask: np.ndarray, argument: str = 'mask') -> None:
-  """Raises unless this is [n, m, ...] bool and no row is empty."""
+def check_mask(
+  mask: np.ndarray,
+  argument: str = 'mask',
+  rows: np.ndarray | None = None,
+) -> None:
+  """Raises unless this is [n, m, ...] bool and none of the `rows` is empty."""
   mask = np.asarray(mask)
   check(
     mask.dtype == bool and mask.ndim >= 2,
     f'{argument} must be [n, m] bool, got {mask.dtype} of shape {mask.shape}',
     TypeError,
   )
-  empty = ~mask.reshape(len(mask), -1).any(1)
-  check(not empty.any(), f'{argument}: bag {empty.argmax()} is empty')
+  row = _first(~mask.reshape(len(mask), -1).any(1), rows)
+  check(
+    row is None,
+    f'{argument}: bag {row} is empty; leave it out, or give it weight 0',
+  )
 
 
 def check_counts(
-  counts: np.ndarray, mask: np.ndarray, argument: str = 'counts'
+  counts: np.ndarray,
+  mask: np.ndarray,
+  argument: str = 'counts',
+  rows: np.ndarray | None = None,
 ) -> None:
   """Raises unless counts [n] or [n, c] are integers that the bags can hold."""
   counts, size = np.asarray(counts), np.asarray(mask).sum(1)
@@ -172,29 +290,58 @@ def check_counts(
   )
   size = size.reshape(-1, *(1,) * (counts.ndim - 1))
   bad = ((counts < 0) | (counts > size)).reshape(len(counts), -1).any(1)
+  row = _first(bad, rows)
   check(
-    not bad.any(),
+    row is None,
     f'{argument} must lie between 0 and the size of the bag; that of bag '
-    f'{bad.argmax()} does not',
+    f'{row} does not. If it is not known, give the bag weight 0',
   )
 
 
 def check_labels(
-  labels: np.ndarray, num_classes: int | None, argument: str = 'labels'
+  labels: np.ndarray,
+  num_classes: int | None,
+  argument: str = 'labels',
+  rows: np.ndarray | None = None,
 ) -> None:
-  """Raises unless labels are integers in [0, num_classes), or soft, [n, c]."""
-  labels = np.asarray(labels)
-  if labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.floating):
+  """Raises unless labels are right, in the `rows` [n] bool that count (all).
+
+  Labels are integers in [0, num_classes), or soft ones [n, ..., c]: floats that
+  are not negative and sum to one, within 1e-3 or what their dtype resolves.
+  """
+  if len(labels.shape) > 1 and jnp.issubdtype(labels.dtype, jnp.floating):
+    _check_soft(labels, argument, rows)
     return
+  labels = np.asarray(labels)
   check(
     jnp.issubdtype(labels.dtype, jnp.integer),
     f'{argument} must be integers, got {labels.dtype}',
     TypeError,
   )
+  if rows is not None:
+    labels = labels[rows]
   if num_classes is not None and labels.size:
     low, high = labels.min(), labels.max()
     check(
       low >= 0 and high < num_classes,
-      f'{argument} must lie in [0, {num_classes}), got values from {low} to '
-      f'{high}',
+      f'{argument} must lie in [0, {num_classes}) where a row counts (its '
+      f'weight is above 0), got values from {low} to {high}',
     )
+
+
+def _check_soft(
+  labels: np.ndarray, argument: str, rows: np.ndarray | None
+) -> None:
+  slack = off_one(labels.dtype)
+  for first, part in _blocks(labels):
+    part = part.astype(np.float64)
+    sums = part.sum(-1)
+    bad = (part < -BELOW_ZERO).any(-1) | (np.abs(sums - 1) > slack)
+    own = None if rows is None else rows[first : first + len(part)]
+    row = _first(bad.reshape(len(part), -1).any(1), own)
+    if row is not None:
+      raise ValueError(
+        f'{argument}: soft labels must not be negative and must sum to one; '
+        f'row {first + row} has values from {part[row].min():.4g} to '
+        f'{part[row].max():.4g} and the sum {sums[row].flat[0]:.6g}'
+      )

@@ -6,6 +6,7 @@ give the same numbers.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import multiprocessing
 import pathlib
 import tempfile
 import time
@@ -95,6 +96,25 @@ def streaming(
       yield stream
     finally:
       _close(batches)
+
+
+def check_main_guard() -> None:
+  """Raises in a worker that is still importing the script that started it.
+
+  Workers import it before they work. What stands at its top level runs again
+  then, and would train, and start workers, in every one of them.
+
+  Raises:
+    RuntimeError: saying what to write.
+  """
+  importing = getattr(multiprocessing.current_process(), '_inheriting', False)
+  check(
+    not importing,
+    'fit is called at the top level of a script that starts worker processes '
+    '(stream=1 or more), and every worker runs that script again: put what '
+    "trains under `if __name__ == '__main__':`, or take stream=0",
+    RuntimeError,
+  )
 
 
 def _close(batches: Iterator[Batch]) -> None:

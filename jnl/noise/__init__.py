@@ -28,6 +28,7 @@ labels, c classes and a rate r, the noise of
     PMD (PLC)     pmd(key, y, eta, kind=1, factor=1.43)
   partial labels  candidate_sets(key, y, c, q), noisy_candidate_sets
   bags            bags(key, n, num_bags, mean=10, std=1), cut_bags(order, m)
+  bags of a table bags_of_ids(group), counts_of_ids(bags, {id: count})
 """
 
 from jnl.noise.bag_sets import (
@@ -35,6 +36,7 @@ from jnl.noise.bag_sets import (
   bags,
   bags_of_ids,
   check_whole_bags,
+  counts_of_ids,
   counts_of_proportions,
   cut_bags,
   rows_of_bags,
@@ -96,6 +98,7 @@ __all__ = [
   'class_map',
   'corrupt',
   'corrupt_each',
+  'counts_of_ids',
   'counts_of_proportions',
   'cut_bags',
   'empirical_transition',

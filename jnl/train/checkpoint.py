@@ -8,18 +8,24 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import shutil
 import signal
 import sys
 import threading
 import time
+import types
 from typing import Any, NamedTuple
+import zlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from jnl.base import PyTree, check
+from jnl.base import PyTree, State, check
+from jnl.data import PerRun
 
 PathLike = str | pathlib.Path
 Json = Mapping[str, Any]
@@ -34,15 +40,23 @@ class Checkpoints(NamedTuple):
     restore: `abstract state -> (state, position)` of the last checkpoint that
       can be read, or None if there is none. The abstract state is made of
       `jax.ShapeDtypeStruct` with the shardings to restore onto.
+    latest: the number of the last checkpoint, or 'none', as text.
   """
 
   save: Callable[[int, PyTree, Any], None]
   restore: Callable[[PyTree], tuple[PyTree, Any] | None]
+  latest: Callable[[], str]
 
 
 @contextlib.contextmanager
 def open_checkpoints(
-  folder: PathLike, about: Json, *, resume: bool, keep: int = 3
+  folder: PathLike,
+  about: Json,
+  *,
+  resume: bool,
+  keep: int = 3,
+  step: Json = types.MappingProxyType({}),
+  same_step: bool = True,
 ) -> Iterator[Checkpoints]:
   """Opens a folder of checkpoints; it is made if need be.
 
@@ -50,9 +64,13 @@ def open_checkpoints(
     folder: holds checkpoints and nothing else.
     about: what the run is, as JSON: method, hyperparameters, data. Restoring
       compares it with what was saved, together with the shapes and dtypes of
-      the state (Orbax alone would cast silently).
+      the state (Orbax alone would cast silently). What only one of the two has
+      at the top is not compared: older checkpoints say less.
     resume: go on from what is there; else the folder must not hold checkpoints.
     keep: how many of the last checkpoints stay.
+    step: a fingerprint of what is computed, by what traced it; those traced by
+      the same must agree.
+    same_step: whether to look at that.
 
   Yields:
     `Checkpoints`.
@@ -73,11 +91,16 @@ def open_checkpoints(
     save_root_metadata=False,
     enable_async_checkpointing=False,
   )
-  about = json.loads(json.dumps(about))
+  about, step = (json.loads(json.dumps(dict(x))) for x in (about, step))
   with ocp.CheckpointManager(folder, options=options) as manager:
 
     def save(number: int, state: PyTree, position: Any) -> None:
-      record = {'about': about, 'arrays': _arrays(state), 'position': position}
+      record = {
+        'about': about,
+        'arrays': _arrays(state),
+        'step': step,
+        'position': position,
+      }
       items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(record)
       )
@@ -103,8 +126,10 @@ def open_checkpoints(
         except Exception as error:
           _say_unreadable(folder, number, error)
           continue
-        _compare(folder, number, 'description', record['about'], about)
+        known = _of_both(record['about'], about)
+        _compare(folder, number, 'description', *known)
         _compare(folder, number, 'state', record['arrays'], _arrays(abstract))
+        _check_step(folder, number, record.get('step', {}), step, same_step)
         try:
           with _quiet():
             state = _read(
@@ -117,7 +142,7 @@ def open_checkpoints(
       check(not numbers, f'no checkpoint in {folder} can be read')
       return None
 
-    yield Checkpoints(save, restore)
+    yield Checkpoints(save, restore, lambda: _latest(manager))
 
 
 def _check_folder(folder: pathlib.Path, resume: bool) -> None:
@@ -167,6 +192,71 @@ def _compare(
     f'checkpoint {number} in {folder} belongs to another run; in its {what} '
     f'differ: {"; ".join(differing[:5])}{more}',
   )
+
+
+def _of_both(saved: Json, here: Json) -> tuple[Json, Json]:
+  """The entries that both have."""
+  names = [name for name in saved if name in here]
+  return {k: saved[k] for k in names}, {k: here[k] for k in names}
+
+
+def _check_step(
+  folder: pathlib.Path, number: int, saved: Json, here: Json, same_step: bool
+) -> None:
+  """Raises if the same tracer found another step."""
+  saved, here = _of_both(saved, here)
+  check(
+    not same_step or saved == here,
+    f'checkpoint {number} in {folder} was trained by another step: a '
+    'hyperparameter, the network, the optimizer, augment or refit has changed. '
+    'Take another folder, or Checkpoint(same_step=False) to go on from there',
+  )
+
+
+CHECKSUM_BYTES = 1 << 30
+"""Of an array larger than this, evenly spaced blocks are looked at."""
+
+
+def checksum(values: Any) -> str:
+  """A name for what an array holds, read in blocks, as the devices hold it.
+
+  >>> labels = np.array([0, 1, 2])
+  >>> checksum(labels) == checksum(labels.astype(np.int32))
+  True
+  >>> checksum(labels) == checksum(labels[::-1])
+  False
+  """
+  if isinstance(values, PerRun):
+    return ' '.join(map(checksum, values.values))
+  values = np.asarray(values) if isinstance(values, jax.Array) else values
+  dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+  row = max(1, np.dtype(dtype).itemsize * math.prod(values.shape[1:]))
+  rows = max(1, (1 << 22) // row)
+  blocks = -(-row * len(values) // CHECKSUM_BYTES)
+  crc = 0
+  for first in range(0, len(values), rows * max(1, blocks)):
+    part = np.asarray(values[first : first + rows], dtype)
+    crc = zlib.crc32(part.tobytes(), crc)
+  return f'{crc:08x}'
+
+
+@jax.jit
+def finite_runs(state: State) -> jax.Array:
+  """Whether a state can be gone on from; where there are runs, [runs].
+
+  Parameters and batch statistics must be finite, and the optimizer's state must
+  not hold NaN (infinity may be meant).
+  """
+  runs = state.step.shape
+  good = jnp.ones(runs, bool)
+  for tree, bad in (
+    ((state.params, state.stats), lambda x: ~jnp.isfinite(x)),
+    (state.opt, jnp.isnan),
+  ):
+    for x in jax.tree.leaves(tree):
+      if jnp.issubdtype(x.dtype, jnp.inexact):
+        good &= ~jnp.any(bad(x), axis=tuple(range(len(runs), x.ndim)))
+  return good
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:

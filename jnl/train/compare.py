@@ -1,6 +1,6 @@
 """Several methods on the same data: a table, a file of results, a plot."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import time
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from jnl.train.evaluate import Score
 from jnl.train.fit import Arrays, Checkpoint, Fit, fit_many
 from jnl.train.program import Augment
 
-PerRun = Mapping[str, np.ndarray]
+Columns = Mapping[str, np.ndarray]
+"""By name, [runs] each."""
 
 
 def compare(
@@ -28,12 +29,11 @@ def compare(
   held_out: Mapping[str, Arrays],
   chosen_by: str,
   better: Literal['higher', 'lower'] = 'higher',
-  per_run: Sequence[str] = (),
   scores: Mapping[str, Score] | None = None,
   augment: Augment | None = None,
   checkpoint: Callable[[str], Checkpoint | None] = lambda name: None,
-  of_runs: PerRun | None = None,
-  of_fit: Callable[[str, Fit], PerRun] = lambda name, fitted: {},
+  of_runs: Columns | None = None,
+  of_fit: Callable[[str, Fit], Columns] = lambda name, fitted: {},
 ) -> dict[str, Fit]:
   """Trains each method with the same keys, and reports them side by side.
 
@@ -45,7 +45,7 @@ def compare(
     data: as for `fit_many`; a method reads the arrays it needs.
     keys: [runs], of the runs of every method.
     about: what all rows of the results share: `experiment`, `dataset`,
-      `setting`, `metric`.
+      `setting`, and `metric`, which names the score of `test`.
     title: of the plot.
     out: the folder.
     epochs: as for `fit`.
@@ -54,7 +54,6 @@ def compare(
       `validation`, which chooses an epoch and must not know clean labels.
     chosen_by: what the score of `validation` is, for the head of the table.
     better: whether a higher or a lower score of `validation` is.
-    per_run: as for `fit_many`.
     scores: as for `fit`.
     augment: as for `fit`.
     checkpoint: the name of a method -> where its runs are saved, if anywhere.
@@ -74,7 +73,6 @@ def compare(
       keys,
       epochs=epochs,
       batch_size=batch_size,
-      per_run=per_run,
       held_out=held_out,
       scores=scores or {},
       augment=augment,
@@ -93,7 +91,7 @@ def compare(
     f'{out}/accuracy.png',
     {name: fitted.history['test'] for name, fitted in fits.items()},
     title=title,
-    ylabel='clean test accuracy',
+    ylabel=f'test {about["metric"]}',
   )
   print(f'\nwrote results.jsonl and accuracy.png to {out}')
   return fits

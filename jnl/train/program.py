@@ -10,7 +10,6 @@ CPU, where XLA runs a convolution inside a loop an order of magnitude slower.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
-import math
 import types
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from jnl.base import (
   AXIS,
@@ -35,9 +35,15 @@ from jnl.base import (
   pack_rows,
   write_rows,
 )
-from jnl.data.batches import epoch_order, index_order, take_batch
-from jnl.train.evaluate import Score
-from jnl.train.parallel import How, data_mesh, parallel, place, shardings
+from jnl.data.batches import (
+  PerRun,
+  epoch_order,
+  index_order,
+  packed_on_host,
+  take_batch,
+)
+from jnl.train.evaluate import Score, put_batch
+from jnl.train.parallel import How, data_mesh, parallel, shardings
 
 Augment = Callable[[Key, Batch], Batch]
 Tables = Mapping[str, Table]
@@ -55,11 +61,13 @@ class Plan(NamedTuple):
   Attributes:
     method: the method.
     n: training examples.
-    shards: of the tables of data, `data_shards(n, batch_size)`.
+    shards: of the tables of data, by default `data_shards(n, batch_size)`.
     batch_size: examples in a step.
     batch: shapes and dtypes of a batch, before augmentation.
     augment: `(keys [b], batch) -> batch`, or None.
     scores: for the name of every held-out set, what it is scored by.
+    metrics: shapes and dtypes of those of a step.
+    traced: the jaxpr of a step, for what can be read off it.
   """
 
   method: Method
@@ -69,6 +77,8 @@ class Plan(NamedTuple):
   batch: Mapping[str, jax.ShapeDtypeStruct]
   augment: Augment | None = None
   scores: Mapping[str, Score] = types.MappingProxyType({})
+  metrics: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
+  traced: Any = None
 
 
 class Carry(NamedTuple):
@@ -133,9 +143,8 @@ def step_state(
 
 def start(plan: Plan, state: State) -> Carry:
   """The carry before the first step of an epoch."""
-  one = functools.partial(step_state, plan)
-  _, metrics = jax.eval_shape(one, state, plan.batch, jax.random.key(0))
-  means = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+  zeros = lambda m: jnp.zeros(m.shape, m.dtype)
+  means = jax.tree.map(zeros, dict(plan.metrics))
   return Carry(state, means, jnp.int32(0))
 
 
@@ -204,8 +213,10 @@ class Program(NamedTuple):
   Attributes:
     plan: what is trained.
     loop: of the steps.
+    devices: how many it runs on.
     put_data: `arrays [n, ...] -> tables`, on the devices.
-    put: an array onto the devices, whole on each.
+    put_batch: a held-out batch onto the devices.
+    multiple: of which the size of held-out batches should be one.
     init, order: the parts.
     score: `(name, state, batch) -> []`, of a held-out set.
     abstract: shapes, dtypes and shardings of a carry, for restoring one.
@@ -213,12 +224,17 @@ class Program(NamedTuple):
     run: `(carry, feed, order, key, epoch, first, last) -> carry`, the steps
       from first to last; donates the carry.
     refit: `(state, feed, key, epoch) -> state`.
+    fill: keys or a carry of the runs, with runs added until all devices have
+      as many; the identity where there is nothing to add.
+    drop: what was filled, without the runs that were added.
   """
 
   plan: Plan
   loop: Loop
+  devices: int
   put_data: Callable[[Mapping[str, Any]], Tables]
-  put: Callable[[PyTree], PyTree]
+  put_batch: Callable[[Batch], Batch]
+  multiple: int
   init: Callable[[Key], State]
   order: Callable[[Key, Any], Array]
   score: Callable[[str, State, Batch], Array]
@@ -226,11 +242,35 @@ class Program(NamedTuple):
   start: Callable[[State], Carry]
   run: Callable[[Carry, Feed, Array, Key, int, int, int], Carry]
   refit: Callable[[State, Feed, Key, int], State]
+  fill: Callable[[PyTree], PyTree]
+  drop: Callable[[PyTree], PyTree]
 
   @property
   def steps(self) -> int:
     """Steps in an epoch."""
     return self.plan.n // self.plan.batch_size
+
+
+class _Placement(NamedTuple):
+  """What is where.
+
+  Attributes:
+    whole, carry, batch, run: shardings of what all devices hold, of a carry, of
+      the batch of a step, and of what there is one of for each run.
+    rows: of a table of data.
+    held_out: puts a held-out batch.
+    per_run: for the arrays of the data, whether they differ from run to run.
+    added: runs, beside those that were asked for.
+  """
+
+  whole: NamedSharding
+  carry: Any
+  batch: NamedSharding
+  run: NamedSharding
+  rows: NamedSharding
+  held_out: Callable[[Batch], Batch]
+  per_run: Mapping[str, bool] = types.MappingProxyType({})
+  added: int = 0
 
 
 def compile_one(
@@ -244,15 +284,17 @@ def compile_one(
   Args:
     plan: what is trained.
     how: see `parallel`.
-    devices: as many of these (by default of all) as divide the shards.
+    devices: the first of these (by default of all), the most that divide the
+      shards.
     loop: of the steps; compiled by default on accelerators, but for pmap.
   """
   devices = list(jax.devices() if devices is None else devices)
-  mesh = data_mesh(devices[: math.gcd(plan.shards, len(devices))])
+  used = max(d for d in range(1, len(devices) + 1) if plan.shards % d == 0)
+  mesh = data_mesh(devices[:used])
   abstract = jax.eval_shape(plan.method.init, jax.random.key(0))
   # Metrics and their number are replicated, whatever they are.
   carry: Any = Carry(abstract, means={}, steps=jnp.int32(0))
-  placed = shardings(carry, mesh)._replace(means=NamedSharding(mesh, P()))
+  whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
 
   def compiled(f: Callable, axes: Any, out: Any, donate: Any = ()) -> Callable:
     del axes
@@ -268,39 +310,45 @@ def compile_one(
       how,
       mesh=mesh,
     ),
+    _Placement(
+      whole=whole,
+      carry=shardings(carry, mesh)._replace(means=whole),
+      batch=split,
+      run=whole,
+      rows=split,
+      held_out=functools.partial(put_batch, mesh=mesh),
+    ),
     loop='python' if how == 'pmap' else loop or _default_loop(),
-    put_data=lambda tables: place(tables, mesh),
-    whole=NamedSharding(mesh, P()),
-    on_carry=placed,
-    on_batch=NamedSharding(mesh, P(AXIS)),
-    on_run=NamedSharding(mesh, P()),
+    devices=used,
+    multiple=used,
   )
 
 
 def compile_many(
   plan: Plan,
   runs: int,
-  names: Sequence[str],
-  per_run: Sequence[str],
+  per_run: Mapping[str, bool],
   devices: Sequence[jax.Device] | None = None,
   loop: Loop | None = None,
 ) -> Program:
   """The program of many runs at once: states and keys have an axis of runs.
 
+  Each device holds as many whole runs, so that nothing is communicated. Where
+  their number does not divide, the first runs are trained once more, and
+  dropped.
+
   Args:
     plan: what one run trains.
     runs: their number.
-    names: of the arrays of the data.
-    per_run: names of arrays, there or held out, that differ from run to run;
-      such an array is [n, runs, ...].
-    devices: as many of these (by default of all) as divide the runs; each holds
-      whole runs, so that nothing is communicated.
+    per_run: for the arrays of the data, whether they differ from run to run.
+    devices: the first of these, by default of all.
     loop: of the steps; compiled by default on accelerators.
   """
   devices = list(jax.devices() if devices is None else devices)
-  devices = devices[: math.gcd(runs, len(devices))]
+  each = -(-runs // len(devices))
+  used = -(-runs // each)
   mesh = jax.make_mesh(
-    (len(devices),), ('run',), axis_types=(AxisType.Auto,), devices=devices
+    (used,), ('run',), axis_types=(AxisType.Auto,), devices=devices[:used]
   )
   whole: Any = NamedSharding(mesh, P())
   on_run: Any = NamedSharding(mesh, P('run'))
@@ -309,18 +357,31 @@ def compile_many(
     f = jax.vmap(functools.partial(f, plan), axes)
     return jax.jit(f, out_shardings=out, donate_argnums=donate)
 
+  def held_out(batch: Batch) -> Batch:
+    return {
+      name: PerRun(jax.device_put(_filled(v.values, added), on_run))
+      if isinstance(v, PerRun)
+      else jax.device_put(v, whole)
+      for name, v in batch.items()
+    }
+
+  added = used * each - runs
   return _program(
     plan,
     compiled,
     compiled(step, (0, 0, 0), (on_run, on_run), donate=0),
+    _Placement(
+      whole=whole,
+      carry=Carry(state=on_run, means=on_run, steps=on_run),
+      batch=on_run,
+      run=on_run,
+      rows=whole,
+      held_out=held_out,
+      per_run=per_run,
+      added=added,
+    ),
     loop=loop or _default_loop(),
-    put_data=lambda tables: jax.device_put(tables, whole),
-    whole=whole,
-    on_carry=Carry(state=on_run, means=on_run, steps=on_run),
-    on_batch=on_run,
-    on_run=on_run,
-    names=names,
-    per_run=per_run,
+    devices=used,
   )
 
 
@@ -328,30 +389,57 @@ def _default_loop() -> Loop:
   return 'python' if jax.default_backend() == 'cpu' else 'compiled'
 
 
+def _axis(per_run: bool) -> int | None:
+  return 0 if per_run else None
+
+
+def _filled(values: Any, added: int) -> Any:
+  """[runs + added, ...]: the first runs come again at the end."""
+  if not added:
+    return values
+  return values[np.arange(len(values) + added) % len(values)]
+
+
 def _program(
   plan: Plan,
   compiled: Callable[..., Callable],
   step: Callable[[Carry, Batch, Key], tuple[Carry, Metrics]],
+  where: _Placement,
   *,
   loop: Loop,
-  put_data: Callable[[Tables], Tables],
-  whole: NamedSharding,
-  on_carry: Any,
-  on_batch: NamedSharding,
-  on_run: NamedSharding,
-  names: Sequence[str] = (),
-  per_run: Sequence[str] = (),
+  devices: int,
+  multiple: int = 1,
 ) -> Program:
-  """Says what is where, and which arguments have an axis of runs."""
-  in_tables = {name: 2 if name in per_run else None for name in names}
+  """Puts the parts together, and says which arguments have an axis of runs."""
+  in_tables = {name: _axis(own) for name, own in where.per_run.items()}
   natural = index_order(plan.n, plan.shards, plan.batch_size)
-  taken = (on_batch, on_run)
+  taken = (where.batch, where.run)
   take_shuffled = compiled(take, (in_tables, 0, None, 0, None), taken)
   take_natural = compiled(take, (in_tables, None, None, 0, None), taken)
-  key_of = compiled(refit_key, (0, None), on_run)
-  blank = compiled(refit_blank, (0, 0), on_batch)
-  collect = compiled(refit_collect, (0, 0, 0, 0), on_batch, donate=0)
-  update = compiled(refit_update, (0, 0, 0), on_carry.state, donate=0)
+  key_of = compiled(refit_key, (0, None), where.run)
+  blank = compiled(refit_blank, (0, 0), where.batch)
+  collect = compiled(refit_collect, (0, 0, 0, 0), where.batch, donate=0)
+  update = compiled(refit_update, (0, 0, 0), where.carry.state, donate=0)
+
+  def fill(tree: PyTree) -> PyTree:
+    filled = jax.tree.map(lambda x: _filled(x, where.added), tree)
+    return jax.device_put(filled, where.run) if where.added else tree
+
+  def drop(tree: PyTree) -> PyTree:
+    if not where.added:
+      return tree
+    kept = jax.tree.map(lambda x: x[: len(x) - where.added], tree)
+    return jax.device_put(kept, where.whole)
+
+  def put_data(arrays: Mapping[str, Any]) -> Tables:
+    return {name: put_rows(values) for name, values in arrays.items()}
+
+  def put_rows(values: Any) -> Table:
+    if not isinstance(values, PerRun):
+      rows = packed_on_host(values, plan.shards)
+      return Table(jax.device_put(rows, where.rows))
+    rows = packed_on_host(values.values, plan.shards, axis=1)
+    return Table(jax.device_put(_filled(rows, where.added), where.run))
 
   def batches(
     take: Callable, feed: Feed, order: Any, key: Key, epoch: int, steps: range
@@ -360,7 +448,7 @@ def _program(
     streamed = feed.stream and feed.stream(epoch, steps.start)
     for i in steps:
       batch, step_key = take(feed.tables, order, i, key, max(epoch, 0))
-      rows = jax.device_put(next(streamed), on_batch) if streamed else {}
+      rows = jax.device_put(next(streamed), where.batch) if streamed else {}
       yield {**batch, **rows}, step_key
 
   def run(
@@ -379,7 +467,7 @@ def _program(
       carry, _ = step(carry, batch, k)
     return carry
 
-  @functools.partial(jax.jit, out_shardings=on_carry, donate_argnums=0)
+  @functools.partial(jax.jit, out_shardings=where.carry, donate_argnums=0)
   def run_compiled(
     carry: Carry,
     tables: Tables,
@@ -403,31 +491,40 @@ def _program(
     return update(state, collected, key)
 
   @functools.cache
-  def compiled_score(name: str, keys: tuple[str, ...]) -> Callable:
-    in_batch = {key: 1 if key in per_run else None for key in keys}
-    return compiled(functools.partial(score, name=name), (0, in_batch), on_run)
+  def compiled_score(name: str, axes: tuple) -> Callable:
+    of_set = functools.partial(score, name=name)
+    return compiled(of_set, (0, dict(axes)), where.run)
 
   def score_by_name(name: str, state: State, batch: Batch) -> Array:
-    return compiled_score(name, tuple(batch))(state, batch)
+    axes = tuple((k, _axis(isinstance(v, PerRun))) for k, v in batch.items())
+    values = {
+      k: v.values if isinstance(v, PerRun) else v for k, v in batch.items()
+    }
+    return drop(compiled_score(name, axes)(state, values))
 
   def abstract(carry: Carry) -> PyTree:
+    # No sharding splits runs that do not divide.
+    on = lambda x: where.whole if where.added else x.sharding
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      lambda x, kept: jax.ShapeDtypeStruct(kept.shape, x.dtype, sharding=on(x)),
       carry,
+      jax.eval_shape(drop, carry),
     )
 
   return Program(
     plan=plan,
     loop=loop,
-    put_data=lambda arrays: put_data(
-      {name: pack_rows(v, plan.shards) for name, v in arrays.items()}
-    ),
-    put=lambda tree: jax.device_put(tree, whole),
-    init=compiled(init, (0,), on_carry.state),
-    order=compiled(order, (0, None), on_run),
+    devices=devices,
+    put_data=put_data,
+    put_batch=where.held_out,
+    multiple=multiple,
+    init=compiled(init, (0,), where.carry.state),
+    order=compiled(order, (0, None), where.run),
     score=score_by_name,
     abstract=abstract,
-    start=compiled(start, (0,), on_carry, donate=0),
+    start=compiled(start, (0,), where.carry, donate=0),
     run=run,
     refit=refit,
+    fill=fill,
+    drop=drop,
   )
