@@ -221,6 +221,159 @@ def test_extreme_logits_stay_finite():
   np.testing.assert_allclose(found.posterior[..., 1].sum(1), counts, rtol=1e-5)
 
 
+BIG = np.finfo(np.float32).max
+SURE = [[0, np.inf], [0, BIG], [-BIG, BIG], [0, 1e30], [0, 1e20], [-BIG, 0]]
+"""Logits of an instance that is positive, by an overflow."""
+CERTAIN = [*SURE, [-np.inf, 0], [-np.inf, np.inf]]
+LOST = [[np.nan, 0], [0, np.nan], [np.inf, np.inf], [-np.inf, -np.inf]]
+
+
+def all_kinds(z):
+  """Of bags [b, 3, 2], evidence that one or more of three are positive."""
+  one = jnp.ones(len(z), int)
+  both = jnp.stack([2 * one, one], axis=-1)
+  return [
+    automata.count(z, one),
+    automata.interval(z, one, one),
+    automata.at_least(z, one),
+    automata.multiple_instance(z, one),
+    automata.count_one_versus_rest(z, both),
+    automata.joint_count(z, both, states=2),
+    automata.infer(automata.count_automaton(1, 1), z),
+    automata.pair(z[:, :2], automata.similarity(jnp.array(False))),
+    automata.positive_confidence(z, jnp.full(z.shape[:2], 0.5)),
+  ]
+
+
+def test_infinite_logits_are_certain_labels_and_nan_is_nan():
+  """No loop that does not end, no bag that counts for nothing in silence."""
+  rows = jnp.array([*CERTAIN, *LOST], jnp.float32)
+  z = jnp.zeros([len(rows), 3, 2]).at[:, 0].set(rows)
+
+  def total(z):
+    found = all_kinds(z)
+    return sum(jnp.sum(each.log_likelihood) for each in found), found
+
+  gradient, found = jax.jit(jax.grad(total, has_aux=True))(z)
+  chances = [1 / 4, 1 / 4, 1, 1, 1 / 16, 1 / 4, 1 / 4, 1 / 2, 1 / 8]
+  known, alike = len(CERTAIN), (2, 3, 8)
+  np.testing.assert_array_equal(gradient[:known, 0], 0)
+  for kind, (each, chance) in enumerate(zip(found, chances, strict=True)):
+    assert each.feasible.all(), kind
+    log_p, q = each.log_likelihood[:known], each.posterior[:known, :, 1]
+    np.testing.assert_allclose(log_p, np.log(chance), atol=1e-6)
+    rest = 0.5 if kind in alike else 0.0
+    np.testing.assert_allclose(q[:, 0], 1, atol=1e-6)
+    np.testing.assert_allclose(q[:, 1:], rest, atol=1e-6)
+    assert np.isnan(each.log_likelihood[known:]).all(), kind
+  assert np.isnan(losses.count_nll(z, jnp.ones(len(z), int))[known:]).all()
+  # Nor does any of it matter where there is no instance.
+  counts, mask = jnp.ones(len(z), int), jnp.arange(3) > 0
+
+  def masked(z):
+    return automata.count(z, counts, jnp.tile(mask, (len(z), 1))).log_likelihood
+
+  value, back = jax.vjp(masked, z)
+  np.testing.assert_allclose(value, np.log(1 / 2), atol=1e-6)
+  assert np.isfinite(back(value)[0]).all()
+
+
+def test_overflow_costs_and_a_label_ruled_out_is_impossible():
+  """No positives in a bag whose first instance is one."""
+  rows = jnp.array([*CERTAIN, [-3, 3]], jnp.float32)
+  z = jnp.zeros([len(rows), 3, 2]).at[:, 0].set(rows)
+  none = automata.count_automaton(0, 0)
+  by_tree = jax.jit(automata.count)(z, jnp.zeros(len(z), int))
+  by_states = jax.jit(automata.infer)(none, z)
+  costs = [True] * len(SURE) + [False, True, True]
+  for found, bound in (by_tree, 2.0**22), (by_states, 1e20):
+    np.testing.assert_array_equal(found.feasible, costs)
+    log_p = found.log_likelihood
+    np.testing.assert_allclose(log_p[: len(SURE)], -bound, rtol=1e-5)
+    assert log_p[len(SURE)] == -np.inf
+    np.testing.assert_allclose(log_p[-1], -6.0 - 2 * np.log(2), atol=3e-3)
+
+
+@pytest.mark.parametrize('name', ['float16', 'bfloat16', 'float64'])
+def test_overflow_in_other_dtypes(name):
+  with jax.enable_x64(name == 'float64'):
+    z = jnp.zeros([2, 3, 2], name).at[:, 0, 1].set(jnp.inf)
+    top = jnp.finfo(name).max
+    z = z.at[1, 0].set(jnp.array([-top, top], name))
+    loss = losses.count_nll(z, jnp.array([1, 1]))
+    np.testing.assert_allclose(loss, 2 * np.log(2), rtol=1e-6)
+    against = losses.count_nll(z, jnp.array([0, 0]))
+    assert (against > 1e5).all()
+    assert np.isfinite(against).all()
+
+
+def test_counts_are_right_up_to_the_bound():
+  """Labels that contradict: as many flips as it takes, of the smallest."""
+  rng = np.random.default_rng(0)
+  sizes = np.repeat([1e4, 1e5, 1e6, 4e6], 15)[:, None]
+  apart = rng.uniform(-1, 1, (60, 7))
+  spread = np.where(rng.random((60, 1)) < 0.5, np.sign(apart), apart)
+  log_odds = (sizes * spread).astype(np.float32)
+  counts = np.tile([0, 3, 7, 4, 1], 12)
+  z = jnp.stack([jnp.zeros_like(log_odds), log_odds], axis=-1)
+
+  def total(z):
+    found = automata.count(z, counts)
+    return found.log_likelihood.sum(), found
+
+  gradient, found = jax.jit(jax.grad(total, has_aux=True))(z)
+  top = -np.sort(-log_odds.astype(np.float64), axis=1)
+  best = [row[:n].sum() for row, n in zip(top, counts, strict=True)]
+  expected = best - np.maximum(top, 0).sum(1)
+  # Of equal ones log C(7, n) <= 3.6 labelings are as good.
+  np.testing.assert_allclose(
+    found.log_likelihood, expected, rtol=1e-6, atol=3.6
+  )
+  np.testing.assert_allclose(found.posterior[..., 1].sum(1), counts, atol=1e-5)
+  shift = found.posterior - jax.nn.softmax(z)
+  np.testing.assert_allclose(gradient, shift, atol=1e-6)
+
+
+def test_messages_of_infinite_log_odds():
+  """By sums and by maxima, and the distribution of the count."""
+  odd = np.array([np.inf, BIG, -np.inf, -BIG, np.nan])
+  log_odds = jnp.zeros([5, 3]).at[:, 0].set(odd).at[:, 2].set(1)
+  one = jnp.tile(jnp.asarray(one_count(1, 3)), (5, 1))
+  run = jax.jit(
+    lambda u, phi: (
+      automata.count_messages(u, phi),
+      automata.max_count_messages(u, phi),
+      automata.count_log_probs(u),
+    )
+  )
+  (messages, log_z), best, log_p = run(log_odds, one)
+  rest = reference([0, 1])  # the first instance's count is known
+  n = np.array([0, 0, 1, 1])
+  np.testing.assert_allclose(log_z[:4], rest[n], atol=1e-6)
+  np.testing.assert_allclose(messages[:4, 0], rest[0] - rest[1], atol=1e-5)
+  assert (messages[:2, 1:] < -80).all()
+  np.testing.assert_allclose(messages[2:4, 1:], [[-1, 0]] * 2, atol=1e-5)
+  np.testing.assert_allclose(best[:4, 0], -1, atol=1e-6)
+  assert (best[:2, 1:] < -1e6).all()
+  np.testing.assert_allclose(best[2:4, 1:], [[-1, 0]] * 2, atol=1e-6)
+  for k in range(2):
+    np.testing.assert_allclose(log_p[k, 1:], rest, atol=1e-6)
+    np.testing.assert_allclose(log_p[2 + k, :3], rest, atol=1e-6)
+  for nothing in messages, log_z, best, log_p:
+    assert np.isnan(nothing[4]).all()
+
+
+def test_a_bag_that_has_diverged_leaves_the_others_alone():
+  rng = np.random.default_rng(0)
+  z = jnp.asarray(rng.normal(size=(3, 9, 2)), jnp.float32)
+  counts = jnp.array([3, 4, 5])
+  run = jax.jit(automata.count)
+  expected, found = run(z, counts), run(z.at[1, 2].set(jnp.nan), counts)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(ours[::2], theirs[::2])
+  assert np.isnan(found.log_likelihood[1])
+
+
 def test_impossible_counts_inside_jit():
   z = jnp.asarray(RNG.normal(size=(4, 3, 2)), jnp.float32)
   mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)

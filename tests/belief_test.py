@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 import numpy as np
 import pytest
 from scipy.special import expit, logsumexp
@@ -356,7 +357,7 @@ def compiled_loop(law):
   dtype = jnp.float32
   arguments = (
     law, belief.no_messages(law), dtype(0), dtype(0.5), jnp.int32(0),
-    jnp.int32(3), 128, 1.0, 'flooding', mesh_of(law.weights),
+    jnp.int32(3), dtype(1), 128, True, 'flooding', mesh_of(law.weights),
   )  # fmt: skip
   return messages._run.lower(*arguments).compile().as_text()
 
@@ -364,6 +365,16 @@ def compiled_loop(law):
 def test_too_many_devices_for_the_shards():
   with pytest.raises(ValueError, match='shards must be a multiple of the 8'):
     belief.place(ragged(shards=2)[0], data_mesh())
+
+
+def test_a_mesh_that_is_not_ours_is_refused():
+  law = ragged(shards=8)[0]
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Explicit,))
+  with pytest.raises(ValueError, match=r'AxisType\.Auto'):
+    belief.place(law, mesh)
+  mesh = jax.make_mesh((8,), ('batch',), axis_types=(AxisType.Auto,))
+  with pytest.raises(ValueError, match="axis 'data'"):
+    belief.place(law, mesh)
 
 
 # --- messages ----------------------------------------------------------------
@@ -605,7 +616,7 @@ def test_the_top_of_bags():
   [
     ({'counts': [3, 1]}, 'counts must lie between 0 and the number'),
     ({'counts': [-1, 1]}, 'counts must lie between 0'),
-    ({'counts': [np.nan, 1]}, 'counts must lie between 0'),
+    ({'counts': [0, np.nan]}, r'counts: those of bags \[1\] are missing'),
     ({'counts': [0.5, 1], 'bag_strength': INF}, 'counts must be whole where'),
     ({'counts': [1, 1, 1]}, r'counts must be \[k\] with k = 2'),
     ({'counts': ['1', '0']}, 'counts must be numbers'),
@@ -673,6 +684,81 @@ def test_bad_log_odds():
   ):
     with pytest.raises((TypeError, ValueError), match=message):
       belief.add_log_odds(law, log_odds)
+
+
+def binding(theta, counts, weight):
+  """Two bags of two that must hold their counts, and one tie across."""
+  ties = neighbors.graph_of_edges([[0, 2]], [weight], 5)
+  law = belief.label_proportions(
+    ties,
+    [[0, 1], [2, 3]],
+    np.ones([2, 2], bool),
+    counts,
+    bag_strength=INF,
+  )
+  return belief.add_log_odds(law, jnp.array([*theta, 0.0, 0.0], jnp.float32))
+
+
+@pytest.mark.parametrize(
+  ('theta', 'counts', 'weight', 'expected'),
+  [
+    ([0, 0, 0], [1, 1], 1.0, [0.5, 0.5, 0.5, 0.5, 0.5]),
+    # A bag that decides wins over anything that is not certain.
+    ([1e5, 1e5, 0], [0, 1], 1.0, [0, 0, 0.269, 0.731, 0.5]),
+    ([1e5, 9e4, 0], [1, 2], 1.0, [1, 0, 1, 1, 0.5]),
+    ([3e38, -3e38, 3], [1, 1], 1.0, [1, 0, 0.98, 0.02, 0.5]),
+    ([3e38, 0, 0], [1, 1], 1e3, [1, 0, 1, 0, 0.5]),
+    # What is certain is denied: by its bag, by its fellow, by its neighbor.
+    ([3e38, 0, 0], [0, 1], 1.0, None),
+    ([3e38, 3e38, 0], [1, 1], 1.0, None),
+    ([3e38, 0, -3e38], [1, 1], 3e6, None),
+    ([0, 0, 0], [2, 0], 3e3, [1, 1, 0, 0, 0.5]),
+  ],
+)
+def test_impossible_evidence_does_not_converge(theta, counts, weight, expected):
+  found = belief.propagate(binding(theta, counts, weight))
+  assert bool(found.converged) == (expected is not None)
+  assert np.all(np.isfinite(found.log_odds))
+  if expected:
+    np.testing.assert_allclose(found.marginals, expected, atol=5e-3)
+
+
+def test_what_no_law_allows_does_not_converge_inside_jit():
+  law = binding([0, 0, 0], [1, 1], 1.0)
+  (group,) = law.groups
+
+  @jax.jit
+  def run(theta, log_factor):
+    told = law._replace(groups=(group._replace(log_factor=log_factor),))
+    return belief.propagate(belief.add_log_odds(told, theta)).converged
+
+  factor, none = group.log_factor, jnp.zeros(5)
+  assert run(none, factor)
+  assert not run(none, factor.at[0, 1].set(-jnp.inf))
+  assert run(none.at[0].set(jnp.inf).at[1].set(-jnp.inf), factor)
+  assert not run(none.at[:2].set(jnp.inf), factor)
+  for i in range(5):  # the last one is in no bag and has no tie
+    assert not run(none.at[i].set(jnp.nan), factor)
+
+
+def test_one_program_serves_all_temperatures():
+  law = law_of(*loopy(0))
+  run = functools.partial(belief.propagate, law, iterations=30)
+  each = [run(temperature=t).log_odds for t in (0.5, 1.0, 1.7)]
+  before = messages._run._cache_size()
+  run(temperature=0.8)
+  run(temperature=jnp.float32(1.1))
+  assert messages._run._cache_size() == before
+  traced = jax.jit(jax.vmap(lambda t: run(temperature=t).log_odds))
+  found = traced(jnp.array([0.5, 1.0, 1.7]))
+  np.testing.assert_allclose(found, each, atol=1e-5)
+  cold = run(temperature=np.float32(0))
+  np.testing.assert_array_equal(cold.log_odds, run(temperature=0.0).log_odds)
+  c, w = jnp.linspace(-4, 4, 9), jnp.float32(1.5)
+  by_t = jax.jit(lambda t: belief.pair_messages(c, w, temperature=t))
+  np.testing.assert_allclose(
+    by_t(0.3), belief.pair_messages(c, w, temperature=0.3), atol=1e-6
+  )
 
 
 def test_nan_inside_jit_ends_the_run_unconverged():

@@ -30,7 +30,8 @@ def clusters():
 
 def infer(clusters, **changes):
   x, _, bags, counts = clusters
-  arguments = {'counts': counts, **bags._asdict(), **changes}
+  bags = {'index': bags.index, 'mask': bags.mask}
+  arguments = {'counts': counts, **bags, **changes}
   return pseudo_labels(graph(x), **arguments)
 
 
@@ -74,10 +75,27 @@ def test_the_units_do_not_matter_by_default(clusters):
 
 def test_proportions_are_counts(clusters):
   share = clusters[3] / clusters[2].mask.sum(1)
-  one, two = infer(clusters), infer(clusters, counts=share)
+  one = infer(clusters)
+  two = infer(clusters, counts=None, proportions=share)
   np.testing.assert_array_equal(one.marginals, two.marginals)
   with pytest.raises(ValueError, match='proportions'):
-    infer(clusters, counts=share * 0.9)
+    infer(clusters, counts=None, proportions=share * 0.9)
+  with pytest.raises(ValueError, match='either counts or proportions'):
+    infer(clusters, proportions=share)
+  with pytest.raises(ValueError, match='either counts or proportions'):
+    infer(clusters, counts=None)
+
+
+@pytest.mark.parametrize('missing', [False, True])
+def test_counts_of_a_table_are_not_taken_for_proportions(clusters, missing):
+  """A missing one has made them floating-point; 0 and 1 are shares as well."""
+  counts = np.minimum(clusters[3], 1).astype(float)
+  if missing:
+    counts[3] = np.nan
+  with pytest.raises(
+    TypeError, match=r'counts must be integers, .*proportions='
+  ):
+    infer(clusters, counts=counts)
 
 
 def test_decided_by_counts_they_hold(clusters):
@@ -96,7 +114,9 @@ def test_bags_of_one_are_labels(clusters):
   x, labels, _, _ = clusters
   bags = noise.cut_bags(np.arange(N), 1)
   with pytest.warns(UserWarning, match='every bag is pure'):
-    found = pseudo_labels(graph(x), *bags, labels, decision='counts')
+    found = pseudo_labels(
+      graph(x), bags.index, bags.mask, labels, decision='counts'
+    )
   np.testing.assert_array_equal(found.labels, labels)
 
 
@@ -132,7 +152,7 @@ def test_graphs_check_their_input(clusters):
 def test_constant_and_repeated_rows_are_no_trouble(clusters, metric):
   _, _, bags, counts = clusters
   tied = graph(np.zeros((N, 2), np.float32), metric=metric)
-  found = pseudo_labels(tied, *bags, counts)
+  found = pseudo_labels(tied, bags.index, bags.mask, counts)
   assert np.all(np.isfinite(found.marginals))
 
 
@@ -188,6 +208,30 @@ def test_padding_does_not_matter(clusters):
   one = step(state, batch, KEY)
   two = step(state, {**batch, 'x': other, 'instance_labels': labels}, KEY)
   jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('name', ['refine', 'dllp', 'easy_llp'])
+def test_bags_of_weight_0_leave_no_trace(clusters, name):
+  """Whatever they hold, and however they are padded."""
+  model, tx = from_linen(MLP(2, (5,)), (2,)), optax.sgd(0.1)
+  method = {
+    'refine': lambda: refine(model, from_linen(MLP(2, (3,)), (5,)), tx),
+    'dllp': lambda: dllp(model, tx),
+    'easy_llp': lambda: easy_llp(model, tx, 0.3),
+  }[name]()
+  state, batch = method.init(KEY), batch_of(clusters)  # the third has weight 0
+  step = jax.jit(method.step)
+  expected = step(state, batch, KEY)
+  assert np.isfinite(expected[1]['loss'])
+  for count, label, fill in (-1, -1, np.nan), (99, 255, np.inf), (0, 7, 1e30):
+    garbage = {
+      'x': batch['x'].at[2].set(fill),
+      'counts': batch['counts'].at[2].set(count),
+      'instance_labels': batch['instance_labels'].at[2].set(label),
+      'mask': batch['mask'].at[2].set(count >= 0),
+    }
+    found = step(state, {**batch, **garbage}, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize('name', ['dllp', 'easy_llp'])

@@ -218,16 +218,9 @@ def mesh_of(devices, axis_type=AxisType.Auto):
 
 
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
-# Their scatters ask on an explicit mesh how the result is to be split: `dmi`
-# sums by label, the others (from jax 0.12 on) place a factor in a tree.
-NOT_EXPLICIT = {'dmi', 'count_nll', 'count_nll_one_versus_rest'}
 
 
-def explicit(names):
-  return tuple(name for name in names if name not in NOT_EXPLICIT)
-
-
-def of_examples(floats, rest, names=tuple(OF_EXAMPLES)):
+def of_examples(floats, rest):
   """The values of every loss, and their derivatives in one direction.
 
   Forward, which compiles in half the time: of the gradient of an example by
@@ -235,21 +228,17 @@ def of_examples(floats, rest, names=tuple(OF_EXAMPLES)):
   """
 
   def values(floats):
-    return {name: OF_EXAMPLES[name]({**floats, **rest}) for name in names}
+    return {
+      name: loss({**floats, **rest}) for name, loss in OF_EXAMPLES.items()
+    }
 
   return jax.jvp(values, (floats,), (jax.tree.map(jnp.cos, floats),))
 
 
 def test_all_losses_per_device_and_on_an_explicit_mesh():
-  run = jax.jit(of_examples, static_argnames='names')
   split = NamedSharding(mesh_of(8, AxisType.Explicit), SPLIT)
-  inputs, names = jax.device_put((FLOATS, REST), split), explicit(OF_EXAMPLES)
-  expected, slopes = jax.device_get(run(*inputs, names=names))
-  others = tuple(name for name in OF_EXAMPLES if name not in names)
-  for part, more in zip(
-    (expected, slopes), run(FLOATS, REST, names=others), strict=True
-  ):
-    part.update(more)
+  inputs = jax.device_put((FLOATS, REST), split)
+  expected, slopes = jax.device_get(jax.jit(of_examples)(*inputs))
   mapped = jax.shard_map(
     of_examples, mesh=mesh_of(8), in_specs=SPLIT, out_specs=SPLIT
   )
@@ -265,7 +254,7 @@ def test_all_losses_per_device_and_on_an_explicit_mesh():
       close(found_slopes[name], slopes[name], 1e-4, 1e-5 * size, err_msg=name)
 
 
-def coupled(params, x, rest, weights, names=tuple(COUPLED)):
+def coupled(params, x, rest, weights):
   """Value and gradient by replicated parameters of coupled losses."""
 
   def value_and_grad(loss):
@@ -276,7 +265,7 @@ def coupled(params, x, rest, weights, names=tuple(COUPLED)):
     (value, _), gradient = global_grad(of)(params)
     return value, gradient
 
-  return {name: value_and_grad(COUPLED[name]) for name in names}
+  return {name: value_and_grad(loss) for name, loss in COUPLED.items()}
 
 
 def test_coupled_losses_on_eight_six_and_five_devices():
@@ -290,8 +279,8 @@ def test_coupled_losses_on_eight_six_and_five_devices():
   broken = {**rest, 'broken': WEIGHTS == 0}
   expected = jax.jit(coupled)(PARAMS, FLOATS['z'], clean, WEIGHTS)
 
-  def agree(found, names=COUPLED):
-    assert found.keys() == set(names)
+  def agree(found):
+    assert found.keys() == COUPLED.keys()
     for name, (value, gradient) in found.items():
       size = np.abs(expected[name][1]).max()
       assert size > 1e-5, name
@@ -315,6 +304,4 @@ def test_coupled_losses_on_eight_six_and_five_devices():
       ((FLOATS['z'], broken, WEIGHTS), SPLIT),
     )
   )
-  names = explicit(COUPLED)
-  run = jax.jit(coupled, static_argnames='names')
-  agree(run(params, *rows, names=names), names)
+  agree(jax.jit(coupled)(params, *rows))

@@ -43,7 +43,7 @@ def test_its_terms_are_those_of_the_posterior():
   found = infer(logits, batch)
   _, metrics = method.step(state, batch, KEY)
   nll = -(found.log_likelihood * batch['weight']).sum() / 3
-  entropy = losses.ce(logits, found.posterior)
+  entropy = -(found.posterior * jax.nn.log_softmax(logits)).sum(-1)
   instances = batch['mask'] * batch['weight'][:, None]
   em = (entropy * instances).sum() / instances.sum()
   np.testing.assert_allclose(metrics['nll'], nll, rtol=1e-5)
@@ -57,7 +57,7 @@ def test_the_strong_view_learns_what_the_weak_one_infers():
   strong = batch['x'] + 1
   logits = bag_logits(method.predict, state, strong)
   found = infer(bag_logits(method.predict, state, batch['x']), batch)
-  entropy = losses.ce(logits, found.posterior)
+  entropy = -(found.posterior * jax.nn.log_softmax(logits)).sum(-1)
   expected = entropy[batch['mask']].mean()
   _, metrics = method.step(state, {**batch, 'x_strong': strong}, KEY)
   np.testing.assert_allclose(metrics['em'], expected, rtol=1e-5)
@@ -71,6 +71,36 @@ def test_an_impossible_bag_counts_for_nothing_and_is_reported():
   jax.tree.map(np.testing.assert_array_equal, with_it.params, without.params)
   np.testing.assert_allclose(metrics['infeasible'], 1 / 3, rtol=1e-6)
   assert np.isfinite(metrics['loss'])
+
+
+def test_a_run_that_diverges_shows_it():
+  """No hang on an overflow, no loss of 0 from then on."""
+  model = from_linen(MLP(2, (4,)), (3,))
+  method = weak_em(model, optax.sgd(1e10), infer)
+  step, state, seen = jax.jit(method.step), method.init(KEY), []
+  for _ in range(8):
+    state, metrics = step(state, batch_of([1, 1, 2]), KEY)
+    seen.append(float(metrics['loss']))
+  assert np.isfinite(seen[0])
+  assert np.isnan(seen[-1])
+  assert np.all(np.isnan(seen) | (np.array(seen) > 0))
+
+
+def test_bags_of_weight_0_leave_no_trace():
+  """Whatever they hold, and however it is counted."""
+  step, state = jax.jit(small().step), small().init(KEY)
+  plain = batch_of([2, 1, 0], [1.0, 2.0, 0.0])
+  expected = step(state, plain, KEY)
+  assert np.isfinite(expected[1]['loss'])
+  for count, fill in (-1, np.nan), (99, np.inf), (3, 1e30):
+    counts, x = plain['counts'].at[2].set(count), plain['x'].at[2].set(fill)
+    found = step(state, {**plain, 'counts': counts, 'x': x}, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    mask = plain['mask'].at[2].set(False)  # padding: a bag without instances
+    padded = {**plain, 'counts': counts, 'x': x, 'mask': mask}
+    jax.tree.map(
+      np.testing.assert_array_equal, step(state, padded, KEY), expected
+    )
 
 
 @pytest.mark.parametrize('name', ['likelihood_weight', 'em_weight'])

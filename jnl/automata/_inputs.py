@@ -2,10 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
+from jax import lax
 import jax.numpy as jnp
 
 from jnl.base import LOG_ZERO, Array, check, is_concrete
+
+LARGEST = 1e20
+"""The most log-odds of what is finite: a bag of them is far from `LOG_ZERO`."""
 
 
 class Inference(NamedTuple):
@@ -14,10 +17,19 @@ class Inference(NamedTuple):
   Attributes:
     log_likelihood: [...], log P(evidence | logits), at least float32. -inf with
       gradient 0 where the evidence is impossible; elsewhere its gradient by the
-      logits is `posterior - softmax(logits)`.
+      logits is `posterior - softmax(logits)`. NaN where a logit is, so that a
+      run that has diverged shows it.
     posterior: [..., m, c], P(y_i = k | evidence). Where the evidence is
       impossible, the prediction; 0 in masked slots.
-    feasible: [...] bool, whether the evidence is possible at all.
+    feasible: [...] bool, whether the evidence is possible at all. Where that is
+      not known, since a logit is NaN, it is true: the bag counts, as NaN.
+
+  A logit of -inf rules its label out, exactly: evidence that needs the label is
+  impossible. One of +inf has overflowed, and leaves the others 1e20 behind.
+  Finite logits are never so far apart that a label is ruled out: beyond 1e20
+  (in the recursions on binary counts 4e6, in float64 2e15) the distance is that
+  of the bound, and so is what contradicting evidence costs; there the gradient
+  may vanish.
   """
 
   log_likelihood: Array
@@ -45,13 +57,13 @@ def read_bags(
   """
   logits, mask = read_logits(logits, mask, classes)
   # A logit may be -inf, but recursions need numbers.
-  return jnp.maximum(jax.nn.log_softmax(logits, axis=-1), LOG_ZERO), mask
+  return jnp.maximum(log_softmax(logits), LOG_ZERO), mask
 
 
 def read_logits(
   logits: Array, mask: Array | None, classes: int | None = None
 ) -> tuple[Array, Array]:
-  """As `read_bags`, but for the normalization."""
+  """As `read_bags`, but for the normalization: a logit may be anything."""
   logits = jnp.asarray(logits)
   check(
     jnp.issubdtype(logits.dtype, jnp.floating),
@@ -69,6 +81,22 @@ def read_logits(
   mask = read_mask(mask, logits.shape[:-1])
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   return jnp.where(mask[..., None], logits, 0), mask
+
+
+def log_softmax(logits: Array) -> Array:
+  """log_softmax [..., c] of logits that may be infinite.
+
+  One that is +inf has overflowed: the others are `LARGEST` below it, as finite
+  ones are at the most. -inf stays -inf. Of two that are +inf, or where all are
+  -inf, nothing is known: NaN.
+  """
+  top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  endless = jnp.isinf(top)
+  below = jnp.where(endless & (logits == top), 0, logits - top)
+  out = (logits == -jnp.inf) & (top < jnp.inf)
+  below = jnp.where((below < -LARGEST) & ~out, -LARGEST, below)
+  total = jnp.sum(jnp.exp(below), axis=-1, keepdims=True)
+  return jnp.where(endless & (total > 1), jnp.nan, below - jnp.log(total))
 
 
 def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
@@ -95,7 +123,8 @@ def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
     mask: [..., m] bool, true where there is an instance; None for everywhere.
 
   Returns:
-    The log-odds in at least float32, 0 in masked slots, and the mask.
+    The log-odds in at least float32, 0 in masked slots, and the mask. They may
+    be infinite, where a label is known; finite ones are within `LARGEST`.
 
   Raises:
     TypeError, ValueError: if an array is malformed.
@@ -112,7 +141,9 @@ def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
   )
   mask = read_mask(mask, log_odds.shape)
   dtype = jnp.promote_types(log_odds.dtype, jnp.float32)
-  return jnp.where(mask, log_odds.astype(dtype), 0), mask
+  log_odds = jnp.where(mask, log_odds.astype(dtype), 0)
+  bounded = jnp.clip(log_odds, -LARGEST, LARGEST)
+  return jnp.where(jnp.isinf(log_odds), log_odds, bounded), mask
 
 
 def read_factor(
@@ -149,7 +180,8 @@ def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
   counts = jnp.asarray(counts)
   check(
     jnp.issubdtype(counts.dtype, jnp.integer),
-    f'{name} must be integers, got {counts.dtype}',
+    f'{name} must be integers, got {counts.dtype}; a bag of which nothing is '
+    'known (NaN) is to be dropped, or has any number and weight 0',
     TypeError,
   )
   check(
@@ -191,10 +223,22 @@ def read_class_counts(counts: Array, mask: Array, classes: int) -> Array:
   return counts
 
 
-def possible_counts(log_factor: Array, mask: Array) -> Array:
-  """Which counts [..., m + 1] both the factor and the bag's size allow."""
-  within = jnp.arange(mask.shape[-1] + 1) <= jnp.sum(mask, -1)[..., None]
-  return within & (log_factor > LOG_ZERO / 2)
+def possible_counts(log_odds: Array, log_factor: Array, mask: Array) -> Array:
+  """Which counts [..., m + 1] the factor, the bag and its labels allow.
+
+  Labels of infinite log-odds are known. A factor that is NaN forbids nothing.
+  """
+  n = jnp.arange(mask.shape[-1] + 1)
+  total = lambda some: jnp.sum(mask & some, -1)[..., None]
+  within = (n >= total(log_odds == jnp.inf)) & (
+    n <= total(log_odds != -jnp.inf)
+  )
+  return within & ~(log_factor <= LOG_ZERO / 2)
+
+
+def is_possible(log_likelihood: Array) -> Array:
+  """Whether evidence is possible, or its likelihood NaN."""
+  return ~(log_likelihood <= LOG_ZERO / 2)
 
 
 def conclude(
@@ -208,7 +252,7 @@ def conclude(
     log_probs: [..., m, c] from `read_bags`.
     mask: [..., m].
   """
-  feasible = log_likelihood > LOG_ZERO / 2
+  feasible = is_possible(log_likelihood)
   value = jnp.where(feasible, log_likelihood, -jnp.inf)
   fallback = jnp.exp(log_probs)
   posterior = jnp.where(feasible[..., None, None], posterior, fallback)

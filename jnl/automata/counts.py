@@ -9,7 +9,10 @@ from jax import lax
 import jax.numpy as jnp
 
 from jnl.automata._inputs import (
+  LARGEST,
   Inference,
+  is_possible,
+  log_softmax,
   read_class_counts,
   read_counts,
   read_logits,
@@ -166,13 +169,14 @@ def count_one_versus_rest(
   """
   logits, mask = read_logits(logits, mask)
   counts = read_class_counts(counts, mask, logits.shape[-1])
-  bags = jnp.moveaxis(one_versus_rest(logits), -2, -3)
+  log_p = log_softmax(logits)
+  bags = jnp.moveaxis(_one_versus_rest(log_p), -2, -3)
   of_class = jnp.broadcast_to(mask[..., None, :], bags.shape[:-1])
   log_likelihood, posterior, feasible = count(bags, counts, of_class)
   own = jnp.moveaxis(posterior[..., 1], -2, -1)
   total = jnp.sum(own, axis=-1, keepdims=True)
   every = jnp.all(feasible, axis=-1)
-  prediction = jnp.where(mask[..., None], jax.nn.softmax(logits), 0)
+  prediction = jnp.where(mask[..., None], jnp.exp(log_p), 0)
   possible = every[..., None, None] & (total > 0)
   own = jnp.where(possible, own / jnp.where(total > 0, total, 1), prediction)
   # Where one class is impossible the bag is, and learns nothing of the others.
@@ -195,12 +199,17 @@ def one_versus_rest(logits: Array) -> Array:
   >>> round(float(rest), 2), float(own)
   (-199.31, 0.0)
   """
-  log_p = jax.nn.log_softmax(logits, axis=-1)
+  return _one_versus_rest(log_softmax(logits))
+
+
+def _one_versus_rest(log_p: Array) -> Array:
+  """`one_versus_rest` of log-probabilities, of which some may be -inf."""
   classes = log_p.shape[-1]
   top = jnp.argmax(lax.stop_gradient(log_p), -1, keepdims=True)
   is_top = jnp.arange(classes) == top
-  without_top = jnp.where(is_top, LOG_ZERO, log_p)
+  without_top = jnp.where(is_top, LOG_ZERO, jnp.maximum(log_p, LOG_ZERO))
   rest = jax.nn.logsumexp(without_top, axis=-1, keepdims=True)
+  rest = jnp.where(is_possible(rest), rest, -jnp.inf)
   # Of a class that is not the top one the probability is at most a half.
   others = jnp.log1p(-jnp.exp(without_top))
   return jnp.stack([jnp.where(is_top, rest, others), log_p], axis=-1)
@@ -209,7 +218,13 @@ def one_versus_rest(logits: Array) -> Array:
 def _read_bags(logits: Array, mask: Array | None) -> tuple[Array, Array]:
   """Log-odds [..., m] of binary logits, and the mask."""
   logits, mask = read_logits(logits, mask, classes=2)
-  return logits[..., 1] - logits[..., 0], mask
+  zero, one = logits[..., 0], logits[..., 1]
+  log_odds = one - zero
+  # A label that is ruled out leaves no doubt; an overflow does.
+  low, high = jnp.minimum(zero, one), jnp.maximum(zero, one)
+  over = jnp.isinf(log_odds) & ((low > -jnp.inf) | (high == jnp.inf))
+  bound = jnp.where(log_odds > 0, LARGEST, -LARGEST)
+  return jnp.where(over, bound, log_odds), mask
 
 
 def _interval(
@@ -222,7 +237,7 @@ def _interval(
   # Where nothing is possible, the prediction is left.
   _, own, log_z = solve_messages(log_odds, log_factor, mask)
   posterior = jax.nn.sigmoid(jnp.stack([-own, own], axis=-1))
-  feasible = log_z > LOG_ZERO / 2
+  feasible = is_possible(log_z)
   log_likelihood = jnp.where(feasible, log_z, -jnp.inf)
   return Inference(
     log_likelihood, jnp.where(mask[..., None], posterior, 0), feasible

@@ -3,7 +3,8 @@
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import possible_counts, read_factor
+from jnl.automata._inputs import is_possible, possible_counts, read_factor
+from jnl.automata.tree import clamp
 from jnl.base import LOG_ZERO, Array
 
 
@@ -27,7 +28,8 @@ def max_count_messages(
 
   Returns:
     [..., m] messages, at least float32; 0 in masked slots and where no count is
-    allowed, infinite where the factor alone decides.
+    allowed, infinite where the factor alone decides, NaN where a log-odds is.
+    Log-odds count for 4e6 at the most, in float64 2e15.
 
   Raises:
     TypeError, ValueError: if an array is malformed.
@@ -37,8 +39,9 @@ def max_count_messages(
   [-0.5, -2.0, -2.0]
   """
   log_odds, log_factor, mask = read_factor(log_odds, log_factor, mask)
-  possible = possible_counts(log_factor, mask)
+  possible = possible_counts(log_odds, log_factor, mask)
   factor = jnp.where(possible, log_factor, LOG_ZERO)
+  log_odds = clamp(log_odds)
 
   order = jnp.argsort(jnp.where(mask, -log_odds, jnp.inf), axis=-1)
   largest = jnp.where(mask, log_odds, LOG_ZERO)
@@ -48,10 +51,12 @@ def max_count_messages(
   # and the n + 1 first without it beyond.
   with_one = _best(factor[..., 1:], sums, largest)
   without = _best(factor[..., :-1], sums, largest)
-  may_be_one, may_be_zero = with_one > LOG_ZERO / 2, without > LOG_ZERO / 2
+  may_be_one, may_be_zero = is_possible(with_one), is_possible(without)
   messages = jnp.where(may_be_zero, with_one - without, jnp.inf)
   messages = jnp.where(may_be_one, messages, -jnp.inf)
   messages = jnp.where(may_be_one | may_be_zero, messages, 0)
+  unknown = jnp.isnan(jnp.sum(log_odds, -1) + jnp.sum(factor, -1))
+  messages = jnp.where(unknown[..., None], jnp.nan, messages)
   back = jnp.argsort(order, axis=-1)
   return jnp.where(mask, jnp.take_along_axis(messages, back, axis=-1), 0)
 

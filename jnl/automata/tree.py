@@ -21,11 +21,20 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.automata._inputs import possible_counts, read_factor, read_log_odds
+from jnl.automata._inputs import (
+  is_possible,
+  possible_counts,
+  read_factor,
+  read_log_odds,
+)
 from jnl.base import LOG_ZERO, Array, Scalar
 
 STEEP = 1e30
 """The slope of log phi beside the counts it allows."""
+ROUNDS = 64
+"""Halvings of a tilt at the most; clamped log-odds in float64 take 60."""
+SURE = 1e-3
+"""Within so much of a whole number the mean of a count is that number."""
 
 
 class CountMessages(NamedTuple):
@@ -36,7 +45,8 @@ class CountMessages(NamedTuple):
       instances; the posterior is `sigmoid(log_odds + messages)`. 0 in masked
       slots, infinite where the factor alone decides (no or all positives), and
       within some 80 of the tilt in float32 otherwise, which no posterior feels.
-    log_z: [...], log E[phi(N)]; -inf with gradient 0 if phi allows no count.
+    log_z: [...], log E[phi(N)]; -inf with gradient 0 if phi allows no count
+      that the known labels do. NaN, like the messages, where a log-odds is.
   """
 
   messages: Array
@@ -54,7 +64,8 @@ def count_messages(
   with N_{-i} the number of positives among the others.
 
   Args:
-    log_odds: [..., m], of each label being 1.
+    log_odds: [..., m], of each label being 1; infinite where it is known. What
+      is finite counts for 4e6 at the most, in float64 2e15.
     log_factor: [..., m + 1], log phi; -inf forbids a count. Full precision is
       for a log-concave phi (one count, an interval, a quadratic): one of
       several separate peaks may lose those e^80 times less likely, in float32.
@@ -73,9 +84,7 @@ def count_messages(
   """
   log_odds, log_factor, mask = read_factor(log_odds, log_factor, mask)
   messages, _, log_z = solve_messages(log_odds, log_factor, mask)
-  return CountMessages(
-    messages, jnp.where(log_z > LOG_ZERO / 2, log_z, -jnp.inf)
-  )
+  return CountMessages(messages, jnp.where(is_possible(log_z), log_z, -jnp.inf))
 
 
 def count_log_probs(log_odds: Array, mask: Array | None = None) -> Array:
@@ -102,7 +111,7 @@ def count_log_probs(log_odds: Array, mask: Array | None = None) -> Array:
   root = _log_root(_instances_first(log_odds), _instances_first(mask))
   m = mask.shape[-1]
   root = root[: m + 1].T.reshape(*mask.shape[:-1], m + 1)
-  return jnp.where(root > LOG_ZERO / 2, root, -jnp.inf)
+  return jnp.where(is_possible(root), root, -jnp.inf)
 
 
 # --- the tree ----------------------------------------------------------------
@@ -192,6 +201,7 @@ def _log_root(log_odds: Array, mask: Array) -> Array:
     ],
     axis=1,
   )
+  nodes = jnp.maximum(nodes, LOG_ZERO)
   while len(nodes) > 1:
     nodes = _log_convolve(*_halves(nodes))
   return nodes[0]
@@ -235,7 +245,7 @@ def solve_messages(
   """
   batch, m = mask.shape[:-1], mask.shape[-1]
   bags = math.prod(batch)
-  possible = possible_counts(log_factor, mask)
+  possible = possible_counts(log_odds, log_factor, mask)
   log_factor = jnp.where(possible, log_factor, LOG_ZERO)
   log_z, messages, posterior = _solve(
     _instances_first(log_odds),
@@ -256,6 +266,12 @@ def solve_messages(
   return messages, posterior, log_z.reshape(batch)
 
 
+def clamp(log_odds: Array) -> Array:
+  """Log-odds that a tilt can undo to half a unit: 2^22, in float64 2^51."""
+  largest = 0.5 / jnp.finfo(log_odds.dtype).eps
+  return jnp.clip(log_odds, -largest, largest)
+
+
 def _last(possible: Array, mask: Array) -> Array:
   """Where n is the number of instances, [..., m + 1]."""
   return jnp.arange(possible.shape[-1]) == jnp.sum(mask, -1)[..., None]
@@ -272,7 +288,7 @@ def _solve(
     log_factor: [m + 1, bags], LOG_ZERO for impossible counts.
     mask: [2^k, bags].
   """
-  return _pass_both_ways(log_odds, log_factor, mask)[:3]
+  return _pass_both_ways(clamp(log_odds), log_factor, mask)[:3]
 
 
 @_solve.defjvp
@@ -282,6 +298,7 @@ def _solve_jvp(primals, tangents):
   Messages are differentiated through the tree, where anybody asks for that.
   """
   log_odds, log_factor, mask = primals
+  log_odds = clamp(log_odds)  # here, where it does not stop the gradient
   d_log_odds, d_log_factor, _ = tangents
   (log_z, *outputs, counts), (_, *d_outputs, _) = jax.jvp(
     lambda odds, factor: _pass_both_ways(odds, factor, mask),
@@ -291,7 +308,7 @@ def _solve_jvp(primals, tangents):
   shift = jax.nn.sigmoid(outputs[1]) - jax.nn.sigmoid(log_odds)
   d = jnp.sum(jnp.where(mask, shift, 0) * d_log_odds, axis=0)
   d += jnp.sum(counts * d_log_factor, axis=0)
-  d = jnp.where(log_z > LOG_ZERO / 2, d, 0)
+  d = jnp.where(is_possible(log_z), d, 0)
   return (log_z, *outputs), (d, *d_outputs)
 
 
@@ -300,7 +317,7 @@ def _pass_both_ways(
   log_odds: Array, log_factor: Array, mask: Array
 ) -> tuple[Array, Array, Array, Array]:
   """As `_solve`, and P(n | phi) [m + 1, bags]."""
-  t, center = lax.stop_gradient(_tilt(log_odds, log_factor, mask))
+  t, center = _tilt(*lax.stop_gradient((log_odds, log_factor)), mask)
   u = log_odds + t
   leaves = jnp.stack(
     [
@@ -316,7 +333,7 @@ def _pass_both_ways(
   n = jnp.arange(taps)[:, None]
   at_center = jnp.take_along_axis(log_factor, center[None], axis=0)
   tilted = log_factor - at_center - t * (n - center)
-  tilted = jnp.where(log_factor > LOG_ZERO / 2, tilted, LOG_ZERO)
+  tilted = jnp.where(is_possible(log_factor), tilted, LOG_ZERO)
   largest = lax.stop_gradient(jnp.max(tilted, axis=0))
   factor = jnp.exp(tilted - largest)
   joint = levels[-1][0, :taps] * factor
@@ -324,10 +341,11 @@ def _pass_both_ways(
   tiny = jnp.finfo(total.dtype).tiny
   log_total = jnp.log(jnp.maximum(total, tiny)) + largest + at_center[0]
   log_z = log_total + _log_normalizer(log_odds, t, center, mask)
-  impossible = ~jnp.any(log_factor > LOG_ZERO / 2, axis=0)
+  impossible = ~jnp.any(is_possible(log_factor), axis=0)
   log_z = jnp.where(impossible, LOG_ZERO, log_z)
 
-  root = jnp.zeros_like(levels[-1]).at[0, :taps].set(factor)
+  # No scatter, which would ask an explicit mesh how to split its result.
+  root = jnp.pad(factor, ((0, levels[-1].shape[1] - taps), (0, 0)))[None]
   g = jnp.maximum(_down(levels, root), tiny)
   told = jnp.log(g[:, 1]) - jnp.log(g[:, 0])
   return log_z, t + told, u + told, joint / jnp.maximum(total, tiny)
@@ -360,7 +378,7 @@ def _tilt(
   root of phi'(mean(t)) = t, found by bisection. It has to be right to less than
   one standard deviation of N, and need not be exact.
   """
-  allowed = log_factor > LOG_ZERO / 2
+  allowed = is_possible(log_factor)
   first = jnp.argmax(allowed, axis=0)
   last = log_factor.shape[0] - 1 - jnp.argmax(allowed[::-1], axis=0)
   slopes = jnp.diff(log_factor, axis=0)
@@ -370,12 +388,21 @@ def _tilt(
   def mean(t: Array) -> Array:
     return jnp.sum(jnp.where(mask, jax.nn.sigmoid(log_odds + t), 0), axis=0)
 
-  def halve(i: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-    low, high = bracket
+  def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+    i, low, high = carry
     middle = (low + high) / 2
-    at = jnp.minimum(mean(middle).astype(jnp.int32), len(slopes) - 1)
+    wide = (high - low > precision) & (low < middle) & (middle < high)
+    return (i < ROUNDS) & jnp.any(wide)
+
+  def halve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    i, low, high = carry
+    middle = (low + high) / 2
+    # Where all labels are decided any tilt will do, and the one nearest to 0
+    # keeps the most digits: a mean that is whole counts as beyond it.
+    at = mean(middle) + jnp.where(middle < 0, -SURE, SURE)
+    at = jnp.clip(at.astype(jnp.int32), 0, len(slopes) - 1)
     rises = jnp.take_along_axis(slopes, at[None], axis=0)[0] > middle
-    return jnp.where(rises, middle, low), jnp.where(rises, high, middle)
+    return i + 1, jnp.where(rises, middle, low), jnp.where(rises, high, middle)
 
   # From a quarter of a positive to all but a quarter.
   margin = math.log(4 * len(log_odds))
@@ -386,9 +413,7 @@ def _tilt(
   precision = min(
     0.5, 4 / math.sqrt(len(log_odds))
   )  # N is right to one deviation
-  widest = jnp.max(high - low)
-  steps = jnp.ceil(jnp.log2(jnp.maximum(widest / precision, 1)))
-  low, high = lax.fori_loop(0, steps.astype(jnp.int32), halve, (low, high))
+  _, low, high = lax.while_loop(goes_on, halve, (jnp.int32(0), low, high))
   t = (low + high) / 2
   center = jnp.clip(jnp.round(mean(t)).astype(jnp.int32), first, last)
   return t, center

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
@@ -20,6 +20,8 @@ from jnl.base import AXIS, PAD, Array, check, is_concrete
 from jnl.neighbors import Graph, graph_of_edges, within_runs
 
 Factorization = Literal['count', 'pairwise']
+CERTAIN = 1e6
+"""The most log-odds that are known of an instance: its label is certain."""
 
 
 class BagGroup(NamedTuple):
@@ -98,8 +100,14 @@ def count_factor(counts: Any, mask: Any, *, strength: float) -> np.ndarray:
     counts.shape == sizes.shape,
     f'counts must be [k] with k = {len(sizes)} bags, got shape {counts.shape}',
   )
+  missing = np.flatnonzero(np.isnan(counts))
   check(
-    np.all((counts >= 0) & (counts <= sizes)),  # false for NaN
+    not missing.size,
+    f'counts: those of bags {missing[:3]} are missing (NaN); leave the bags '
+    'out, their instances may stay',
+  )
+  check(
+    np.all((counts >= 0) & (counts <= sizes)),
     'counts must lie between 0 and the number of instances in the bag',
   )
   check(strength >= 0, f'strength must be >= 0, got {strength}')
@@ -240,7 +248,9 @@ def add_log_odds(graph: FactorGraph, log_odds: Array) -> FactorGraph:
 
   Args:
     graph: from `factor_graph`.
-    log_odds: [n] floating-point, finite; added to theta. May be traced.
+    log_odds: [n] floating-point, finite; added to theta, which stays within
+      1e6: as much is a label that is certain. May be traced; then infinite ones
+      are certain as well.
 
   Returns:
     `FactorGraph`.
@@ -259,19 +269,40 @@ def add_log_odds(graph: FactorGraph, log_odds: Array) -> FactorGraph:
     check(jnp.all(jnp.isfinite(log_odds)), 'log_odds must be finite')
   theta = graph.log_odds.ravel()
   theta = theta.at[graph.slots].add(log_odds.astype(theta.dtype))
+  theta = jnp.clip(theta, -CERTAIN, CERTAIN)
   return graph._replace(log_odds=theta.reshape(graph.log_odds.shape))
 
 
 def place(graph: FactorGraph, mesh: Mesh) -> FactorGraph:
-  """Splits the shards over the axis `'data'` of a mesh.
+  """Splits the shards over the axis `'data'` of a mesh, all devices of it.
+
+  Args:
+    graph: whose number of shards is a multiple of the number of devices along
+      the axis; 6 devices need 6 shards, or 12.
+    mesh: of axes that are `AxisType.Auto`, as in `jax.make_mesh((8,),
+      ('data',), axis_types=(AxisType.Auto,))`.
+
+  Returns:
+    The same law.
 
   Raises:
-    ValueError: if the shards do not divide over the devices.
+    ValueError: if the mesh has no such axis, an axis that is not `Auto`, or
+      a number of devices that does not divide the shards.
   """
+  check(
+    AXIS in mesh.axis_names,
+    f'mesh must have an axis {AXIS!r}, got {mesh.axis_names}',
+  )
+  check(
+    all(kind == AxisType.Auto for kind in mesh.axis_types),
+    f'mesh must be made with axis_types=(AxisType.Auto,) for each axis, got '
+    f'{mesh.axis_types}',
+  )
   shards, devices = graph.weights.shape[0], mesh.shape[AXIS]
   check(
     shards % devices == 0,
-    f'shards must be a multiple of the {devices} devices, got {shards}',
+    f'shards must be a multiple of the {devices} devices, got {shards}: '
+    f'lay the law out with shards={devices}',
   )
   shardings = jax.tree.map(
     lambda _, spec: NamedSharding(mesh, spec), graph, specs_of(graph)

@@ -11,8 +11,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jnl.automata import count_messages, max_count_messages
-from jnl.base import AXIS, Array, Scalar, axis_is_bound, check, mesh_of
-from jnl.belief.factors import FactorGraph, specs_of
+from jnl.base import (
+  AXIS,
+  LOG_ZERO,
+  Array,
+  Scalar,
+  axis_is_bound,
+  check,
+  is_concrete,
+  mesh_of,
+)
+from jnl.belief.factors import CERTAIN, FactorGraph, specs_of
 
 Schedule = Literal['flooding', 'alternating']
 LARGE = 1e4
@@ -48,7 +57,10 @@ class Beliefs(NamedTuple):
     marginals: [n], P(y_i = 1) = sigmoid(log_odds).
     messages: to start from again, or to read more from.
     iterations: [] int32, how many there were.
-    converged: [] bool, whether the last residual is within the tolerance.
+    converged: [] bool, whether the last residual is within the tolerance and
+      the beliefs are those of a possible law. False where a log-odds is NaN, a
+      bag allows no count, a label given as certain (log-odds of 1e6, the most
+      there are) is contradicted, or an instance hears more than 4e6.
     residuals: [iterations asked for], the largest change of a message in each;
       NaN for those that there were not.
   """
@@ -62,7 +74,7 @@ class Beliefs(NamedTuple):
 
 
 def pair_messages(
-  log_odds: Array, weights: Array, *, temperature: float = 1.0
+  log_odds: Array, weights: Array, *, temperature: Scalar = 1.0
 ) -> Array:
   r"""Through a pair factor exp(-w (y_i - y_j)^2), from one end to the other.
 
@@ -76,7 +88,7 @@ def pair_messages(
   Args:
     log_odds: [...], c: what the one end is without this factor.
     weights: [...], w; negative ones repel.
-    temperature: T >= 0.
+    temperature: T >= 0; positive where it is traced.
 
   Returns:
     [...], log-odds for the other end.
@@ -87,11 +99,16 @@ def pair_messages(
   c, w = jnp.abs(log_odds), jnp.abs(weights)
   sign = jnp.sign(log_odds) * jnp.sign(weights)
   smaller = jnp.minimum(c, w)
-  if temperature:
+  if is_hot(temperature):
     together = jnp.exp(-(c + w) / temperature)
     apart = jnp.exp(-jnp.abs(c - w) / temperature)
     smaller = smaller + temperature * jnp.log((1 + together) / (1 + apart))
   return sign * smaller
+
+
+def is_hot(temperature: Scalar) -> bool:
+  """Whether sums are meant and not maxima: T = 0 has equations of its own."""
+  return not is_concrete(temperature) or bool(temperature > 0)
 
 
 def no_messages(graph: FactorGraph) -> Messages:
@@ -133,7 +150,7 @@ def propagate(
   iterations: int = 100,
   tolerance: Scalar = 1e-4,
   damping: Scalar = 0.5,
-  temperature: float = 1.0,
+  temperature: Scalar = 1.0,
   schedule: Schedule = 'flooding',
   anneal: int = 0,
   messages: Messages | None = None,
@@ -159,7 +176,8 @@ def propagate(
     tolerance: of the largest change of a message, >= 0.
     damping: d in [0, 1).
     temperature: T >= 0: beliefs about p^(1/T), times T. At 0 it is max-product:
-      the sign of the log-odds is the label in the likeliest labeling.
+      the sign of the log-odds is the label in the likeliest labeling. One
+      program serves all T > 0; a traced T has to be positive, and 0 gives NaN.
     schedule: 'flooding' has all factors speak at once, 'alternating' pairs
       first and bags after they have heard them.
     anneal: over so many iterations the factors grow to their full strength, in
@@ -194,7 +212,7 @@ def propagate(
     (damping >= 0) & (damping < 1), f'damping must lie in [0, 1), got {damping}'
   )
   check(
-    temperature >= 0 and temperature < float('inf'),
+    (temperature >= 0) & (temperature < float('inf')),
     f'temperature must be finite and >= 0, got {temperature}',
   )
   check(
@@ -212,15 +230,16 @@ def propagate(
     jnp.asarray(damping, dtype),
     jnp.asarray(anneal, jnp.int32),
     jnp.asarray(iterations, jnp.int32),
+    jnp.asarray(temperature, dtype),
     room,
-    float(temperature),
+    is_hot(temperature),
     schedule,
     mesh_of(graph.weights),
   )
   return found._replace(residuals=found.residuals[:iterations])
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(7, 8, 9, 10))
 def _run(
   graph: FactorGraph,
   messages: Messages,
@@ -228,8 +247,9 @@ def _run(
   damping: Array,
   anneal: Array,
   iterations: Array,
+  temperature: Array,
   room: int,
-  temperature: float,
+  hot: bool,
   schedule: Schedule,
   mesh: Mesh | None,
 ) -> Beliefs:
@@ -241,10 +261,8 @@ def _run(
     old, seen, done, _, residuals = carry
     strength = jnp.minimum(1, (done + 1) / jnp.maximum(anneal, 1))
     scaled = _scaled(graph, strength.astype(residuals.dtype))
-    new = _iterate(
-      scaled, old, seen, damping, temperature, schedule == 'alternating'
-    )
-    residual = _largest_change(old, new)
+    new = _iterate(scaled, old, seen, damping, hot, schedule == 'alternating')
+    residual = unit * _largest_change(old, new)
     converged = (residual <= tolerance) & (done + 1 >= anneal)
     residuals = residuals.at[done].set(residual)
     return new, _look(graph, new), done + 1, converged, residuals
@@ -264,16 +282,34 @@ def _run(
       mesh=mesh,
       in_specs=(specs_of(graph), P(AXIS)),
       out_specs=(P(AXIS), P(AXIS), P(), P(), P()),
-      check_vma=False,
     )
-  total, messages, done, converged, residuals = loop(graph, messages)
+  # In units of the temperature it is 1, and nothing in the loop knows of it.
+  unit = temperature if hot else jnp.ones_like(temperature)
+  in_units = _scaled(graph, 1 / unit)._replace(log_odds=graph.log_odds / unit)
+  start = jax.tree.map(lambda message: message / unit, messages)
+  total, messages, done, converged, residuals = loop(in_units, start)
+  total, messages = jax.tree.map(lambda x: unit * x, (total, messages))
+  converged &= _is_possible(graph, total, messages)
   found = total.ravel()[graph.slots]
-  marginals = (
-    jax.nn.sigmoid(found / temperature)
-    if temperature
-    else (jnp.sign(found) + 1) / 2
-  )
+  marginals = jax.nn.sigmoid(found / unit) if hot else (jnp.sign(found) + 1) / 2
   return Beliefs(found, marginals, messages, done, converged, residuals)
+
+
+def _is_possible(graph: FactorGraph, total: Array, messages: Messages) -> Array:
+  """[], whether a law can have beliefs [shards, N]; no comparison holds of NaN.
+
+  Far beyond `CERTAIN` counting has no digits left; and what is as sure as that
+  must not be denied: the law would be impossible, but for the bound.
+  """
+  theta = graph.log_odds
+  within = jnp.abs(total - messages.bag) <= 4 * CERTAIN
+  holds = (jnp.abs(theta) < CERTAIN) | (jnp.sign(theta) * total > CERTAIN / 2)
+  allowed = [
+    jnp.any(group.log_factor > LOG_ZERO / 2, -1) for group in graph.groups
+  ]
+  return functools.reduce(
+    jnp.logical_and, map(jnp.all, allowed), jnp.all(within & holds)
+  )
 
 
 def _scaled(graph: FactorGraph, strength: Array) -> FactorGraph:
@@ -350,11 +386,11 @@ def _iterate(
   old: Messages,
   seen: _Seen,
   damping: Array,
-  temperature: float,
+  hot: bool,
   alternating: bool,
 ) -> Messages:
-  """One round of all factors."""
-  message = functools.partial(pair_messages, temperature=temperature)
+  """One round of all factors, at temperature 1, or 0."""
+  message = functools.partial(pair_messages, temperature=float(hot))
   damp = lambda old, new: damping * old + (1 - damping) * new
   own = (seen.known + old.bag)[:, None]
   new = Messages(
@@ -366,7 +402,7 @@ def _iterate(
   )
   new = jax.tree.map(damp, old, new)
   known = heard(graph, new) if alternating else seen.known
-  bag = _bag_messages(graph, known, temperature)
+  bag = _bag_messages(graph, known, hot)
   return new._replace(bag=damp(old.bag, bag))
 
 
@@ -381,21 +417,20 @@ def by_bags(graph: FactorGraph, x: Array) -> list[Array]:
   return [*parts, x[:, first:]]
 
 
-def _bag_messages(
-  graph: FactorGraph, known: Array, temperature: float
-) -> Array:
-  """Of the count factors, [shards, N]; 0 for instances without a bag."""
+def _bag_messages(graph: FactorGraph, known: Array, hot: bool) -> Array:
+  """Of the count factors, [shards, N]; 0 for instances without a bag.
+
+  Where a bag decides an instance alone, it wins, whatever else is known of it.
+  """
   *of_bags, others = by_bags(graph, known)
   of_groups = []
   for (mask, log_factor), log_odds in zip(graph.groups, of_bags, strict=True):
-    if temperature:
-      messages, _ = count_messages(
-        log_odds / temperature, log_factor / temperature, mask
-      )
-      messages = temperature * messages
+    if hot:
+      messages, _ = count_messages(log_odds, log_factor, mask)
     else:
       messages = max_count_messages(log_odds, log_factor, mask)
-    messages = jnp.clip(messages, -LARGE, LARGE)
+    largest = LARGE + jnp.abs(log_odds)
+    messages = jnp.clip(messages, -largest, largest)
     of_groups.append(messages.reshape(len(known), -1))
   of_groups.append(jnp.zeros_like(others))
   return jnp.concatenate(of_groups, axis=1)

@@ -22,6 +22,7 @@ from jnl.base import (
   Params,
   State,
   Stats,
+  check,
   check_batch,
   check_losses,
   from_loss,
@@ -78,9 +79,23 @@ def mask_of(batch: Batch) -> Array:
 
 
 def proportions_of(batch: Batch) -> Array:
-  """[b, 2], the shares of both classes in each bag by its `counts` [b]."""
-  sizes = jnp.sum(mask_of(batch), axis=1)
-  share = batch['counts'] / jnp.maximum(sizes, 1)
+  """[b, 2], the shares of both classes in each bag by its `counts` [b].
+
+  A bag of weight 0 may hold anything: its share is one half.
+
+  Raises:
+    TypeError: if the counts are no integers: they may be shares already.
+  """
+  check_batch(batch, 'counts')
+  counts, sizes = jnp.asarray(batch['counts']), jnp.sum(mask_of(batch), axis=1)
+  check(
+    jnp.issubdtype(counts.dtype, jnp.integer),
+    f'counts must be integers, got {counts.dtype}; of shares they are '
+    '`noise.counts_of_proportions`',
+    TypeError,
+  )
+  known = jnp.asarray(batch.get('weight', jnp.ones(sizes.shape))) > 0
+  share = jnp.where(known, counts / jnp.maximum(sizes, 1), 0.5)
   return jnp.stack([1 - share, share], axis=-1)
 
 

@@ -38,6 +38,7 @@ from jnl.base import (
   from_loss,
   global_mean,
   model_keys,
+  training_pass,
 )
 from jnl.methods.bags import apply_to_bags, mask_of, proportions_of
 from jnl.neighbors import Graph, Metric, Search
@@ -71,7 +72,7 @@ def similarity_graph(
   *,
   k: int = 5,
   metric: Metric = 'cosine',
-  search: Search | None = None,
+  search: Search = 'exact',
   scale: float | None = None,
 ) -> Graph:
   r"""Ties between each instance and those that are most like it.
@@ -115,8 +116,9 @@ def pseudo_labels(
   graph: Graph,
   index: Any,
   mask: Any,
-  counts: Any,
+  counts: Any = None,
   *,
+  proportions: Any = None,
   pair_strength: float = 1.0,
   bag_strength: float = 1.0,
   log_odds: Array | None = None,
@@ -137,7 +139,8 @@ def pseudo_labels(
     graph: s, of n instances, as from `similarity_graph`.
     index: [k, m] int32, the instances of each bag, as in `noise.Bags`.
     mask: [k, m] bool, where there is one.
-    counts: S, [k] int; or the proportions S / m as [k] floating-point.
+    counts: S, [k] int.
+    proportions: S / m, [k] floating-point in [0, 1], in place of counts.
     pair_strength: lambda_s >= 0. The published code has 10 for both, with which
       propagation often does not converge; the paper tunes them for every set.
     bag_strength: lambda_b >= 0; infinity binds.
@@ -155,8 +158,11 @@ def pseudo_labels(
     UserWarning: if all bags are pure, so that there is nothing to infer.
 
   Raises:
-    TypeError, ValueError: if an argument is malformed; if no instance or every
-      instance of all bags is positive, so that no classifier can be learned.
+    TypeError: if an array is of another kind; floating-point counts are, since
+      they may be proportions.
+    ValueError: if an argument is malformed, or not one of counts and
+      proportions is given; if no instance or every instance of all bags is
+      positive, so that no classifier can be learned.
 
   Reference: Havaldar, Sharma, Sareen, Shanmugam, Raghuveer, "Learning from
   Label Proportions: Bootstrapping Supervised Learners via Belief Propagation",
@@ -167,6 +173,12 @@ def pseudo_labels(
     decision in get_args(Decision),
     f'decision must be one of {get_args(Decision)}, got {decision!r}',
   )
+  check(
+    (counts is None) != (proportions is None),
+    'pseudo_labels takes either counts or proportions',
+  )
+  if proportions is not None:
+    counts = noise.counts_of_proportions(proportions, mask)
   counts = _read_counts(counts, mask)
   law = belief.label_proportions(
     graph,
@@ -241,6 +253,7 @@ def refine(
   def apply(
     params: Params, stats: Any, x: Inputs, keys: Key | None, train: bool
   ) -> tuple[Outputs, Any]:
+    """Of the embedding alone; the loss applies the two one by one."""
     outputs, new = model.apply(params[0], stats[0], x, keys, train)
     return outputs, (new, stats[1])
 
@@ -249,8 +262,9 @@ def refine(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
+    stats, head_stats = state.stats
     outputs, stats = apply_to_bags(
-      with_head, params, state.stats, batch['x'][None], batch, key
+      model, params[0], stats, batch['x'][None], batch, key
     )
     logits, features = outputs.logits[0], outputs.features[0]
     weight, mask = batch['weight'], mask_of(batch)
@@ -260,26 +274,31 @@ def refine(
     sizes = jnp.maximum(jnp.sum(mask, axis=1), 1)
     pooled = jnp.sum(there, axis=1) / sizes[:, None]
     keys = model_keys(jax.random.fold_in(key, HEAD_TAG), batch)
-    of_bags, head_stats = bag_head.apply(
-      params[1], stats[1], pooled, keys, True
+    of_bags, head_stats = training_pass(
+      bag_head, params[1], head_stats, pooled, keys, weight
     )
     bags = global_mean(losses.ce(of_bags.logits, proportions_of(batch)), weight)
     metrics = {'instances': instances, 'bags': bags}
-    stats = (stats[0], head_stats)
-    return instances + bag_weight * bags, Aux(stats, (), metrics)
+    loss = instances + bag_weight * bags
+    return loss, Aux((stats, head_stats), (), metrics)
 
   return from_loss(loss_fn, with_head, tx)
 
 
 def _read_counts(counts: Any, mask: Any) -> np.ndarray:
-  """Counts of proportions; raises where there is but one class."""
+  """Checks counts; raises where there is but one class."""
   counts, sizes = np.asarray(counts), np.asarray(mask).sum(-1)
+  check(
+    np.issubdtype(counts.dtype, np.integer),
+    f'counts must be integers, got {counts.dtype}: pass shares of the bags as '
+    'proportions=; where counts became floating-point since some are missing '
+    '(NaN), drop those bags, then counts.astype(int)',
+    TypeError,
+  )
   check(
     counts.shape == sizes.shape,
     f'counts must be [k] with k = {len(sizes)} bags, got shape {counts.shape}',
   )
-  if np.issubdtype(counts.dtype, np.floating):
-    counts = noise.counts_of_proportions(counts, mask)
   for nothing, what in ((0, 'none is'), (sizes, 'all are')):
     check(
       np.any(counts != nothing),

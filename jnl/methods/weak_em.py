@@ -48,7 +48,8 @@ def weak_em(
   Batches have `x` [b, m, ...] (and `x_strong`, the same), `mask` [b, m] bool
   where bags are ragged, `index` and `weight` [b], and what `infer` reads. A bag
   whose evidence is impossible counts for nothing; the metric `infeasible` is
-  the share of these.
+  the share of these. One with a logit that is NaN does count, so that the loss
+  of a run that has diverged is NaN; one of weight 0 never does.
 
   Args:
     model: of instances.
@@ -86,6 +87,10 @@ def weak_em(
     usable = weight * found.feasible
     nll = global_mean(-found.log_likelihood, usable)
     targets = jax.lax.stop_gradient(found.posterior)
+    # A distribution also where there is no instance, or none that is a number:
+    # there the logits are NaN as well.
+    known = mask[..., None] & ~jnp.isnan(targets)
+    targets = jnp.where(known, targets, 1 / targets.shape[-1])
     em = global_mean(losses.ce(logits[-1], targets), usable[:, None] * mask)
     infeasible = global_mean(1.0 - found.feasible, weight)
     metrics = {'nll': nll, 'em': em, 'infeasible': infeasible}

@@ -1,5 +1,6 @@
 """Bags of examples, drawn or cut, and what is told of them."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,13 @@ class Bags(NamedTuple):
   Attributes:
     index: [k, m] int32, examples in [0, n); `PAD` where there is none.
     mask: [k, m] bool, where there is one.
+    ids: [k], what the bags are called, numbers or strings; None where they were
+      drawn or cut and have no names.
   """
 
   index: Array | np.ndarray  # type: ignore[assignment]  # hides tuple.index
   mask: Array | np.ndarray
+  ids: np.ndarray | None = None
 
 
 def bags(key: Key, n: int, num_bags: int, *, mean: float, std: float) -> Bags:
@@ -79,7 +83,7 @@ def cut_bags(order: Any, bag_size: int) -> Bags:
   >>> cut_bags([3, 1, 0, 2, 4], 2).mask.tolist()
   [[True, True], [True, True], [True, False]]
   """
-  order = _read_ids('order', order)
+  order = _read_order(order)
   check(bag_size >= 1, f'bag_size must be at least 1, got {bag_size}')
   k = -(-len(order) // bag_size)
   index = np.full((k, bag_size), PAD, np.int32)
@@ -90,25 +94,86 @@ def cut_bags(order: Any, bag_size: int) -> Bags:
 def bags_of_ids(ids: Any) -> Bags:
   """The bags of a column that says, for each example, which one it is in.
 
+  From a table with a group column, and another one with the counts of groups:
+
+  >>> region = ['north', 'south', 'north', 'north']
+  >>> positives = {'south': 0, 'north': 2}
+  >>> bags = bags_of_ids(region)
+  >>> bags.ids.tolist(), bags.index[:, :2].tolist()
+  (['north', 'south'], [[0, 2], [1, 2147483647]])
+  >>> counts_of_ids(bags, positives)
+  array([2, 0], dtype=int32)
+
+  `rows_of_bags(x, bags)`, `bags.mask` and the counts are what methods train on.
+
   Args:
-    ids: [n] int, any numbers.
+    ids: [n] integers or strings.
 
   Returns:
     `Bags` of numpy arrays, by ascending id, padded to the longest.
 
   Raises:
-    TypeError, ValueError: if `ids` is malformed.
-
-  >>> bags_of_ids([7, 2, 7, 7]).index[:, :2].tolist()
-  [[1, 2147483647], [0, 2]]
+    TypeError, ValueError: if `ids` is malformed, or one is missing.
   """
   ids = _read_ids('ids', ids)
-  _, bag, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+  names, bag, sizes = np.unique(ids, return_inverse=True, return_counts=True)
   order = np.argsort(bag, kind='stable')
   mask = np.arange(sizes.max()) < sizes[:, None]
   index = np.full(mask.shape, PAD, np.int32)
   index[mask] = order
-  return Bags(index, mask)
+  return Bags(index, mask, names)
+
+
+def counts_of_ids(bags: Bags, counts: Mapping[Any, int]) -> np.ndarray:
+  """The counts of bags in their order, looked up by what the bags are called.
+
+  Args:
+    bags: from `bags_of_ids`.
+    counts: {id: count}, a dict or a Series of integers, in any order; one of
+      each bag.
+
+  Returns:
+    [k] int32.
+
+  Raises:
+    TypeError: if a count is no integer.
+    ValueError: naming bags without a count, ids without an example, or a count
+      that is not between 0 and the instances of its bag.
+
+  >>> counts_of_ids(bags_of_ids([7, 2, 7]), {2: 1, 7: 2})
+  array([1, 2], dtype=int32)
+  """
+  check(bags.ids is not None, 'bags have no ids: they are not of bags_of_ids')
+  names = np.asarray(bags.ids).tolist()
+  counts = dict(counts)
+  missing = [name for name in names if name not in counts]
+  check(
+    not missing,
+    f'counts: {len(missing)} bags have none, the first is {missing[:1]}; drop '
+    'their examples, or give them any count and weight 0',
+  )
+  unknown = sorted(set(counts) - set(names), key=str)
+  check(
+    not unknown,
+    f'counts: {len(unknown)} ids have no example, the first is {unknown[:1]}; '
+    'an empty bag says nothing',
+  )
+  found = np.array([counts[name] for name in names])
+  check(
+    np.issubdtype(found.dtype, np.integer),
+    f'counts must be integers, got {found.dtype}; where some are missing '
+    '(NaN), drop those bags, or give them any count and weight 0',
+    TypeError,
+  )
+  sizes = np.asarray(bags.mask).sum(1)
+  off = (found < 0) | (found > sizes)
+  worst = off.argmax()
+  check(
+    not off.any(),
+    f'counts: {found[worst]} of the {sizes[worst]} instances of bag '
+    f'{names[worst]!r}',
+  )
+  return found.astype(np.int32)
 
 
 def check_whole_bags(ids: Any, held_out_ids: Any) -> None:
@@ -117,14 +182,19 @@ def check_whole_bags(ids: Any, held_out_ids: Any) -> None:
   Its count would tell of examples that a test must not know.
 
   Args:
-    ids: [n] int, the bag of each training example.
-    held_out_ids: [h] int, of each one that is held out.
+    ids: [n] integers or strings, the bag of each training example.
+    held_out_ids: [h] the same, of each one that is held out.
 
   Raises:
     TypeError, ValueError: naming a bag that is split, or an argument.
   """
   ids = _read_ids('ids', ids)
   held_out_ids = _read_ids('held_out_ids', held_out_ids)
+  check(
+    (ids.dtype.kind == 'U') == (held_out_ids.dtype.kind == 'U'),
+    f'held_out_ids must be like ids, {ids.dtype}, got {held_out_ids.dtype}',
+    TypeError,
+  )
   split = np.intersect1d(ids, held_out_ids)
   check(
     len(split) == 0,
@@ -181,8 +251,14 @@ def counts_of_proportions(proportions: Any, mask: Any) -> np.ndarray:
     proportions.shape == mask.shape[:1],
     f'proportions must be [k] with k = {len(mask)}, got {proportions.shape}',
   )
+  missing = np.flatnonzero(np.isnan(proportions))
   check(
-    np.all((proportions >= 0) & (proportions <= 1)),  # false for NaN
+    not missing.size,
+    f'proportions: those of bags {missing[:3]} are missing (NaN); drop the '
+    'bags, or give them any count and weight 0',
+  )
+  check(
+    np.all((proportions >= 0) & (proportions <= 1)),
     'proportions must lie in [0, 1]',
   )
   expected = proportions * mask.sum(1)
@@ -197,15 +273,32 @@ def counts_of_proportions(proportions: Any, mask: Any) -> np.ndarray:
   return counts.astype(np.int32)
 
 
-def _read_ids(name: str, ids: Any) -> np.ndarray:
-  ids = np.asarray(ids)
+def _read_order(order: Any) -> np.ndarray:
+  order = np.asarray(order)
   check(
-    np.issubdtype(ids.dtype, np.integer),
-    f'{name} must be integers, got {ids.dtype}',
+    np.issubdtype(order.dtype, np.integer),
+    f'order must be integers, got {order.dtype}',
     TypeError,
   )
+  return _read_column('order', order)
+
+
+def _read_ids(name: str, ids: Any) -> np.ndarray:
+  """Integers as they are, and strings, also those of a table, as numpy's."""
+  ids = np.asarray(ids)
+  if ids.dtype.kind in 'OT' and all(isinstance(i, str) for i in ids.flat):
+    ids = ids.astype(str)
   check(
-    ids.ndim == 1 and len(ids) >= 1,
-    f'{name} must be [n] with n >= 1, got shape {ids.shape}',
+    ids.dtype.kind in 'iuU',
+    f'{name} must be integers or strings, none missing, got {ids.dtype}',
+    TypeError,
   )
-  return ids
+  return _read_column(name, ids)
+
+
+def _read_column(name: str, values: np.ndarray) -> np.ndarray:
+  check(
+    values.ndim == 1 and len(values) >= 1,
+    f'{name} must be [n] with n >= 1, got shape {values.shape}',
+  )
+  return values
