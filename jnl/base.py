@@ -119,7 +119,8 @@ class Refit(NamedTuple):
 
   Attributes:
     collect: `(state, batch, key) -> rows [b, ...]`, called on all batches of
-      the training set; the trainer assembles the rows into `Table`s.
+      the training set; the trainer assembles the rows into `Table`s. Rows of
+      weight 0 may hold anything, NaN too: collect what `update` knows them by.
     update: `(state, tables, key) -> state`, called once on these tables (fit a
       mixture, propagate beliefs, ...).
     when: `epoch -> bool`, asked on the host before that epoch is trained; an

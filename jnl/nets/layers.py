@@ -157,11 +157,30 @@ def batch_norm(
   return BatchNorm(not train, momentum, dtype=dtype)
 
 
+@jax.custom_jvp
+def _larger(a: Array, b: Array) -> Array:
+  """The maximum of two, whose gradient compares the two with each other.
+
+  JAX compares them with the maximum. Where XLA computes an input anew for that,
+  and rounds it otherwise, none of them is it, and the gradient of a maximum
+  over a window becomes 0 / 0.
+  """
+  return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals, tangents):
+  (a, b), (d_a, d_b) = primals, tangents
+  tied = jnp.where(a < b, d_b, (d_a + d_b) / 2)
+  return _larger(a, b), jnp.where(a > b, d_a, tied)
+
+
 def max_pool(x: Array, size: int) -> Array:
   """Max pooling without overlap, by reshaping.
 
   A small CNN trains 1.7 times quicker with it on CPU than with `nn.max_pool`,
-  whose backward pass is a select and scatter. Tied maxima share the gradient.
+  whose backward pass is a select and scatter. Tied maxima share the gradient,
+  by pairs.
 
   Args:
     x: [b, h, w, ch].
@@ -184,4 +203,6 @@ def max_pool(x: Array, size: int) -> Array:
     f'x must have at least size = {size} rows and columns, got {h} by {w}',
   )
   x = x[:, : rows * size, : columns * size]
-  return x.reshape(b, rows, size, columns, size, ch).max((2, 4))
+  x = x.reshape(b, rows, size, columns, size, ch)
+  x = functools.reduce(_larger, [x[:, :, i] for i in range(size)])
+  return functools.reduce(_larger, [x[:, :, :, i] for i in range(size)])
