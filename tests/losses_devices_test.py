@@ -191,6 +191,11 @@ COUPLED = {
   'vat': lambda z, d, w: global_mean(
     losses.vat(lambda x: network(x) + z, z, d['direction']), w
   ),
+  # Per example too, and solved by loops.
+  'bi_tempered': lambda z, d, w: global_mean(losses.bi_tempered(z, d['y']), w),
+  'transport': lambda z, d, w: global_mean(
+    losses.transport(z[:, None] * d['bags'], d['counts'], d['mask']), w
+  ),
 }
 # Without a derivative.
 HELD = {
