@@ -493,6 +493,11 @@ def is_table(x: Any) -> bool:
   return isinstance(x, Table)
 
 
+def tables_of(tree: PyTree) -> list[Table]:
+  """All tables of a state, or of another tree."""
+  return [x for x in jax.tree.leaves(tree, is_leaf=is_table) if is_table(x)]
+
+
 def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
   """The metric of examples that the tables of a state have no place for.
 
@@ -513,7 +518,7 @@ def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
   >>> [float(share) for share in unplaced(table, {'index': index}).values()]
   [0.5]
   """
-  tables = [x for x in jax.tree.leaves(tree, is_leaf=is_table) if is_table(x)]
+  tables = tables_of(tree)
   if not tables or 'index' not in batch:
     return {}
   index = jnp.asarray(batch['index'])

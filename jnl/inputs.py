@@ -27,6 +27,19 @@ def off_one(dtype: Any) -> float:
   return max(1e-3, float(jnp.finfo(dtype).eps) if floating else 0.0)
 
 
+def off_simplex(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Which rows [..., c] are no probabilities, NaN among them, and their sums.
+
+  >>> bad, sums = off_simplex(np.array([[.5, .5], [.5, .4], [1.5, -.5]]))
+  >>> bad.tolist(), sums.round(2).tolist()
+  ([False, True, True], [1.0, 0.9, 1.0])
+  """
+  values = rows.astype(np.float64)
+  sums = values.sum(-1)
+  one = np.abs(sums - 1) <= off_one(rows.dtype)
+  return ~((values >= -BELOW_ZERO).all(-1) & one), sums
+
+
 def read_transition(
   transition: Any,
   num_classes: int | None = None,
@@ -92,20 +105,21 @@ def read_rows_of_probs(
     probs.ndim == 2 and probs.shape[1] >= 2,
     f'{name} must be rows of at least 2 probabilities, got shape {probs.shape}',
   )
-  slack = off_one(probs.dtype)
-  probs = probs.astype(jnp.promote_types(probs.dtype, jnp.float32))
-  if not is_concrete(probs) or not len(probs):
-    return probs
-  values = np.asarray(probs)
+  if is_concrete(probs) and len(probs):
+    _check_rows(name, np.asarray(probs), columns)
+  return probs.astype(jnp.promote_types(probs.dtype, jnp.float32))
+
+
+def _check_rows(name: str, values: np.ndarray, columns: bool) -> None:
+  """Raises unless the rows are probabilities, or the columns if allowed."""
   low = ~(values >= -BELOW_ZERO).all(1)  # so that NaN is low
-  sums = values.sum(1)
-  off = ~(np.abs(sums - 1) <= slack)
-  if columns and (np.abs(values.sum(0) - 1) <= slack).all():
-    off[:] = False
   row = low.argmax()
   check(
-    not low.any(), f'{name} must not be negative; row {row} is {probs[row]}'
+    not low.any(), f'{name} must not be negative; row {row} is {values[row]}'
   )
+  off, sums = off_simplex(values)
+  if columns and not off_simplex(values.T)[0].any():
+    return
   row = off.argmax()
   check(
     not off.any(),
@@ -113,4 +127,3 @@ def read_rows_of_probs(
     + (', or columns that do' if columns else '')
     + f'; row {row} sums to {sums[row]:.6g}',
   )
-  return probs

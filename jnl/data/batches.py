@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.base import PAD, Array, Batch, Key, Table, check, read_rows
-from jnl.inputs import BELOW_ZERO, off_one
+from jnl.inputs import off_simplex
 
 
 def epoch_order(key: Key, n: int, shards: int) -> Array:
@@ -332,11 +332,8 @@ def check_labels(
 def _check_soft(
   labels: np.ndarray, argument: str, rows: np.ndarray | None
 ) -> None:
-  slack = off_one(labels.dtype)
   for first, part in _blocks(labels):
-    part = part.astype(np.float64)
-    sums = part.sum(-1)
-    bad = (part < -BELOW_ZERO).any(-1) | (np.abs(sums - 1) > slack)
+    bad, sums = off_simplex(part)
     own = None if rows is None else rows[first : first + len(part)]
     row = _first(bad.reshape(len(part), -1).any(1), own)
     if row is not None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.base import LOG_ZERO, Array, check, is_concrete
-from jnl.inputs import BELOW_ZERO, off_one
+from jnl.inputs import off_simplex
 
 Scalar = float | Array
 """A hyperparameter: a number, or a scalar array, which may be traced."""
@@ -152,15 +152,12 @@ def check_simplex(
     where: [...] bool, the rows that count; by default all.
     may_be_zero: whether a row may also be all zeros.
   """
-  total = jnp.sum(rows, axis=-1, dtype=jnp.promote_types(rows.dtype, 'float32'))
-  if not is_concrete(total):
+  if not is_concrete(rows, where):
     return
-  values, sums = np.asarray(rows), np.asarray(total)
-  off = np.abs(sums - 1)
+  values = np.asarray(rows)
+  bad, sums = off_simplex(values)
   if may_be_zero:
-    off = np.where(sums == 0, 0, off)
-  inside = (values >= -BELOW_ZERO).all(-1) & (off <= off_one(rows.dtype))
-  bad = ~inside  # NaN too
+    bad &= values.any(-1)
   if where is not None:
     bad &= np.asarray(where)
   if bad.any():

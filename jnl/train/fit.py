@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.base import (
+  Batch,
   Key,
   Method,
   PyTree,
   State,
-  Table,
   check,
   data_shards,
   example_keys,
+  tables_of,
 )
 from jnl.data.batches import PerRun, check_arrays, check_numbers, of_run
 from jnl.data.stream import check_main_guard
@@ -577,8 +578,9 @@ def _plan(
     {name: scores.get(name, accuracy) for name in held_out},
   )
   _check_tables(plan, abstract)
+  seen_by_method = _augmented(plan)
   plan = _with_trace(plan, abstract)
-  _check_whole_numbers(plan, abstract, first)
+  _check_whole_numbers(plan, abstract, first, seen_by_method)
   return plan
 
 
@@ -660,22 +662,19 @@ def _abstract_batch(
 
 def _check_tables(plan: Plan, abstract: State) -> None:
   rows = -(-plan.n // plan.shards)
-  is_table = lambda x: isinstance(x, Table)
-  for table in jax.tree.leaves(abstract, is_leaf=is_table):
-    if is_table(table):
-      check(
-        table.rows.shape[:2] == (plan.shards, rows),
-        f'the method keeps a table of {table.rows.shape[:2]} (shards, rows); '
-        f'{plan.n} examples in batches of {plan.batch_size} need '
-        f'{(plan.shards, rows)}: build the method with num_examples={plan.n} '
-        f'and shards={plan.shards}, that is data_shards(n, batch_size) unless '
-        'fit is given other shards',
-      )
+  for table in tables_of(abstract):
+    check(
+      table.rows.shape[:2] == (plan.shards, rows),
+      f'the method keeps a table of {table.rows.shape[:2]} (shards, rows); '
+      f'{plan.n} examples in batches of {plan.batch_size} need '
+      f'{(plan.shards, rows)}: build the method with num_examples={plan.n} and '
+      f'shards={plan.shards}, that is data_shards(n, batch_size) unless fit is '
+      'given other shards',
+    )
 
 
 def _with_trace(plan: Plan, abstract: State) -> Plan:
   """The plan with its step traced, and the names of its metrics checked."""
-  _augmented(plan)
   step = jax.make_jaxpr(
     lambda *args: step_state(plan, *args), return_shape=True
   )
@@ -711,7 +710,7 @@ def _naming_what_is_missing(plan: Plan) -> Iterator[None]:
     ) from error
 
 
-def _augmented(plan: Plan) -> Mapping[str, jax.ShapeDtypeStruct]:
+def _augmented(plan: Plan) -> Batch:
   """The batch that the method sees."""
   augment = plan.augment
   if augment is None:
@@ -737,12 +736,15 @@ def _augmented(plan: Plan) -> Mapping[str, jax.ShapeDtypeStruct]:
 
 
 def _check_whole_numbers(
-  plan: Plan, abstract: State, first: Mapping[str, Arrays]
+  plan: Plan,
+  abstract: State,
+  first: Mapping[str, Arrays],
+  seen_by_method: Batch,
 ) -> None:
   """Raises if pixels or tokens are multiplied by weights as they are."""
   of_step: tuple[Callable, Any, tuple] = (
     plan.method.step,
-    _augmented(plan),
+    seen_by_method,
     (jax.random.key(0),),
   )
   seen = {'data': of_step}

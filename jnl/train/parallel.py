@@ -26,6 +26,7 @@ from jnl.base import (
   check,
   is_concrete,
   is_table,
+  tables_of,
 )
 
 How = Literal['jit', 'shard_map', 'pmap']
@@ -108,15 +109,14 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _check_shards(tree: PyTree, mesh: Mesh) -> None:
   devices = mesh.shape[AXIS]
-  for x in jax.tree.leaves(tree, is_leaf=is_table):
-    if is_table(x):
-      shards = x.rows.shape[0]
-      check(
-        shards % devices == 0,
-        f'a table of {shards} shards does not divide over {devices} devices: '
-        f'take shards and a batch size that are multiples of {devices}, or '
-        'fewer devices',
-      )
+  for table in tables_of(tree):
+    shards = table.rows.shape[0]
+    check(
+      shards % devices == 0,
+      f'a table of {shards} shards does not divide over {devices} devices: '
+      f'take shards and a batch size that are multiples of {devices}, or fewer '
+      'devices',
+    )
 
 
 def check_layout(state: PyTree, batch: Batch) -> None:
@@ -136,9 +136,7 @@ def check_layout(state: PyTree, batch: Batch) -> None:
   index = np.asarray(batch['index'])
   needed = np.asarray(batch.get('weight', np.ones(index.shape))) > 0
   needed = needed & (index != PAD)
-  for table in jax.tree.leaves(state, is_leaf=is_table):
-    if not is_table(table):
-      continue
+  for table in tables_of(state):
     shards, m = table.rows.shape[:2]
     check(
       index.ndim == 1 and index.size % shards == 0,
