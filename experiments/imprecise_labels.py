@@ -48,18 +48,13 @@ from jnl.base import (
   check,
   check_name,
   data_shards,
-  from_loss,
   global_mean,
-  model_keys,
-  training_pass,
 )
 from jnl.data import Dataset, Examples, PerRun, augment, load
-from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
-from jnl.methods.proden import proden
+from jnl.methods import ill_mixed, ill_noisy, ill_partial, ill_semi, proden
+from jnl.steps import from_loss, model_keys, training_pass
 from jnl.teacher import averaged
-from jnl.train.cli import option, parse
-from jnl.train.compare import compare
-from jnl.train.evaluate import Predict
+from jnl.train import Predict, compare, option, parse
 
 Arrays = dict[str, np.ndarray]
 
@@ -297,7 +292,7 @@ def build(name: str, config: Config, dataset: Dataset) -> Method:
     method = ill(config, model, tx, c)
   elif name == 'proden':
     shards = data_shards(n, config.batch_size)
-    method = proden(model, tx, n, c, shards=shards)
+    method = proden(model, tx, num_examples=n, num_classes=c, shards=shards)
   else:
     view = 'x_strong' if name.endswith('_strong') else 'x'
     method = from_candidates(
@@ -312,12 +307,16 @@ def ill(
   """The configuration of ILL for the setting."""
   noise_tx = optax.sgd(config.learning_rate)
   return {
-    'noisy': lambda: ill_noisy(model, tx, noise_tx, c, scale=config.scale),
+    'noisy': lambda: ill_noisy(
+      model, tx, noise_tx, num_classes=c, scale=config.scale
+    ),
     'partial': lambda: ill_partial(model, tx),
-    'semi': lambda: ill_semi(model, tx, c),
-    'mixed': lambda: ill_mixed(model, tx, noise_tx, c, scale=config.scale),
+    'semi': lambda: ill_semi(model, tx, num_classes=c),
+    'mixed': lambda: ill_mixed(
+      model, tx, noise_tx, num_classes=c, scale=config.scale
+    ),
     'partial_noisy': lambda: ill_mixed(
-      model, tx, noise_tx, c, scale=config.scale
+      model, tx, noise_tx, num_classes=c, scale=config.scale
     ),
   }[config.setting]()
 

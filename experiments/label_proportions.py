@@ -51,25 +51,35 @@ from jnl.base import (
   check,
   check_name,
   global_mean,
-  supervised,
 )
 from jnl.data import Dataset, Examples, PerRun, from_arrays, load
-from jnl.methods.bags import (
+from jnl.methods import (
+  Decision,
+  dllp,
+  easy_llp,
+  pseudo_labels,
+  refine,
+  similarity_graph,
+  weak_em,
+)
+from jnl.neighbors import Graph, Metric
+from jnl.steps import (
   bag_logits,
   mask_of,
   proportions_of,
+  supervised,
   supervised_bags,
 )
-from jnl.methods.dllp import dllp
-from jnl.methods.easy_llp import easy_llp
-from jnl.methods.llp_bp import Decision, pseudo_labels, refine, similarity_graph
-from jnl.methods.weak_em import weak_em
-from jnl.neighbors import Graph, Metric
-from jnl.train import report
-from jnl.train.cli import option, parse
-from jnl.train.compare import chosen_epoch
-from jnl.train.evaluate import Predict, roc_auc
-from jnl.train.fit import Fit, fit_many
+from jnl.train import (
+  Fit,
+  Predict,
+  chosen_epoch,
+  fit_many,
+  option,
+  parse,
+  report,
+  roc_auc,
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -399,7 +409,7 @@ def of_bags(name: str, config: Config, task: Task) -> Method:
     counts, sizes = task.train['counts'], task.train['mask'].sum(2)
     prior = counts[0].sum() / sizes[0].sum()
     loss = losses.dsq if name == 'dsq' else losses.easy_llp
-    return easy_llp(model, tx, prior, loss=loss)
+    return easy_llp(model, tx, prior=prior, loss=loss)
   if name == 'em':
     return weak_em(
       model, tx, lambda z, b: automata.count(z, b['counts'], b['mask'])

@@ -67,7 +67,6 @@ from jnl.base import (
   check,
   check_name,
   data_shards,
-  supervised,
   unpack_rows,
 )
 from jnl.data import (
@@ -80,17 +79,19 @@ from jnl.data import (
   load_text,
   token_ids,
 )
-from jnl.methods.l2rw import l2rw
-from jnl.methods.mlc import mlc
-from jnl.methods.mslc import mslc
-from jnl.methods.mwn import mwn
-from jnl.methods.storm import storm
-from jnl.train import report
-from jnl.train.cli import option, parse
-from jnl.train.compare import chosen_epoch
-from jnl.train.evaluate import Predict, roc_auc
-from jnl.train.fit import Fit, fit_many
-from jnl.train.program import Augment
+from jnl.methods import l2rw, mlc, mslc, mwn, storm
+from jnl.steps import supervised
+from jnl.train import (
+  Fit,
+  Predict,
+  chosen_epoch,
+  fit_many,
+  option,
+  parse,
+  report,
+  roc_auc,
+)
+from jnl.train._program import Augment
 
 Arrays = dict[str, Any]
 
@@ -438,20 +439,27 @@ def build(name: str, config: Config, task: Task) -> Method:
   )
   shards = data_shards(n, config.batch_size)
   if name == 'l2rw':
-    return l2rw(model, tx, n, shards=shards)
+    return l2rw(model, tx, num_examples=n, shards=shards)
   if name == 'mwn':
-    return mwn(model, tx, virtual_tx, n, weigher_tx=weigher_tx, shards=shards)
+    return mwn(
+      model,
+      tx,
+      virtual_tx,
+      num_examples=n,
+      weigher_tx=weigher_tx,
+      shards=shards,
+    )
   if name == 'mlc':
     width = nets.feature_width(model, task.train['x'][:1])
     # Without its gate, labels are noise at first, and stay so for too long.
     return mlc(
-      model, tx, n, width, c, corrector=meta.corrector(width, c, skip=True),
+      model, tx, num_examples=n, num_features=width, num_classes=c, corrector=meta.corrector(width, c, skip=True),
       corrector_tx=optax.amsgrad(config.meta_rate), shards=shards,
     )  # fmt: skip
   if name == 'mslc':
     warmup = config.warmup * (n // config.batch_size)
     return mslc(
-      model, tx, virtual_tx, n, c, warmup=warmup, weigher_tx=weigher_tx,
+      model, tx, virtual_tx, num_examples=n, num_classes=c, warmup=warmup, weigher_tx=weigher_tx,
       shards=shards,
     )  # fmt: skip
   if name in STORMS:
@@ -460,7 +468,7 @@ def build(name: str, config: Config, task: Task) -> Method:
       # Its losses are sums, with weights of one half on average at first.
       tx = optax.chain(optax.scale(2 / config.batch_size), tx)
     return storm(
-      model, tx, n, c, config.batch_size, passes=config.passes, g_meta=g_meta,
+      model, tx, num_examples=n, num_classes=c, batch_size=config.batch_size, passes=config.passes, g_meta=g_meta,
       g_outer=g_outer, rescaler_tx=optax.adam(config.meta_rate),
       augment=VIEWS[config.augment], shards=shards,
     )  # fmt: skip

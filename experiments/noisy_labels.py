@@ -30,15 +30,7 @@ import numpy as np
 import optax
 
 from jnl import losses, nets, noise
-from jnl.base import (
-  Array,
-  Method,
-  Model,
-  check,
-  check_name,
-  data_shards,
-  supervised,
-)
+from jnl.base import Array, Method, Model, check, check_name, data_shards
 from jnl.data import (
   Dataset,
   Examples,
@@ -48,12 +40,11 @@ from jnl.data import (
   load,
   published_order,
 )
-from jnl.data.files import HUMAN
-from jnl.methods.elr import elr, mislabeled
+from jnl.data._files import HUMAN
+from jnl.methods import elr, mislabeled
 from jnl.noise import NoisyLabels
-from jnl.train.cli import option, parse
-from jnl.train.compare import Columns, compare
-from jnl.train.fit import Checkpoint, Fit
+from jnl.steps import supervised
+from jnl.train import Checkpoint, Columns, Fit, compare, option, parse
 
 ANY_CLASSES = ('symmetric', 'symmetric_inclusive', 'pair_flip')
 ONE_DATASET = (
@@ -271,7 +262,15 @@ def build(name: str, config: Config, dataset: Dataset) -> Method:
   )
   if name == 'elr':
     shards = data_shards(n, config.batch_size)
-    return elr(model, tx, n, c, beta=config.beta, lam=config.lam, shards=shards)
+    return elr(
+      model,
+      tx,
+      num_examples=n,
+      num_classes=c,
+      beta=config.beta,
+      lam=config.lam,
+      shards=shards,
+    )
   return supervised(getattr(losses, name), model, tx)
 
 

@@ -30,8 +30,7 @@ import numpy as np
 
 from jnl import belief, neighbors
 from jnl.base import check
-from jnl.train import report
-from jnl.train.cli import option, parse
+from jnl.train import option, parse, report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,18 +83,29 @@ from jnl.base import (
   data_shards,
   pack_rows,
   read_rows,
-  supervised,
   write_rows,
 )
-from jnl.methods.elr import elr
-from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
-from jnl.methods.l2rw import l2rw
-from jnl.methods.mwn import mwn
-from jnl.methods.storm import storm
-from jnl.train import report
-from jnl.train.cli import option, parse
-from jnl.train.fit import fit
-from jnl.train.parallel import How, data_mesh, parallel, place
+from jnl.methods import (
+  elr,
+  ill_mixed,
+  ill_noisy,
+  ill_partial,
+  ill_semi,
+  l2rw,
+  mwn,
+  storm,
+)
+from jnl.steps import supervised
+from jnl.train import (
+  How,
+  data_mesh,
+  fit,
+  option,
+  parallel,
+  parse,
+  place,
+  report,
+)
 
 SECTIONS = {
   'losses': 'times a pass over the logits',
@@ -516,7 +527,13 @@ def build(config: Config, name: str, n: int) -> Method:
   model = nets.from_linen(net, (28, 28, 1))
   tx = optax.sgd(0.05, momentum=0.9)
   if name == 'elr':
-    return elr(model, tx, n, 10, shards=data_shards(n, config.batch_size))
+    return elr(
+      model,
+      tx,
+      num_examples=n,
+      num_classes=10,
+      shards=data_shards(n, config.batch_size),
+    )
   return supervised(getattr(losses, name), model, tx)
 
 
@@ -664,10 +681,10 @@ def time_em(config: Config) -> Iterator[dict]:
     model = nets.from_linen(EM_NETS[net](10, dtype=dtype), (28, 28, 1))
     methods = {
       'ce': on_both_views(supervised(losses.ce, model, tx)),
-      'ill_noisy': ill_noisy(model, tx, noise_tx, 10),
+      'ill_noisy': ill_noisy(model, tx, noise_tx, num_classes=10),
       'ill_partial': ill_partial(model, tx),
-      'ill_semi': ill_semi(model, tx, 10),
-      'ill_mixed': ill_mixed(model, tx, noise_tx, 10),
+      'ill_semi': ill_semi(model, tx, num_classes=10),
+      'ill_mixed': ill_mixed(model, tx, noise_tx, num_classes=10),
     }
     data = views(config.batch_size)
     items = [
@@ -717,8 +734,8 @@ def time_meta(config: Config) -> Iterator[dict]:
     module = EM_NETS[net](10, dtype=getattr(jnp, dtype), dropout=0.1)
     model, tx = nets.from_linen(module, shape[1:]), optax.sgd(0.05, 0.9)
     methods = {
-      'l2rw': l2rw(model, tx, n, shards=shards),
-      'mwn': mwn(model, tx, sgd, n, shards=shards),
+      'l2rw': l2rw(model, tx, num_examples=n, shards=shards),
+      'mwn': mwn(model, tx, sgd, num_examples=n, shards=shards),
     }
     plain = stepping(config, supervised(losses.ce, model, tx), n)
     items = [Timed(f'ce {net}', plain, about=about)] + [
@@ -732,7 +749,9 @@ def time_meta(config: Config) -> Iterator[dict]:
     ]
     yield from in_turns(plain, items, rounds)
     data = with_meta(size, size)
-    of_storm = storm(model, sgd, n, 10, size, shards=shards)
+    of_storm = storm(
+      model, sgd, num_examples=n, num_classes=10, batch_size=size, shards=shards
+    )
     item = Timed(
       f'storm {net}', stepping(config, of_storm, n, data), about=about
     )

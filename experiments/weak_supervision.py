@@ -33,12 +33,9 @@ from jnl import automata, losses, nets, noise
 from jnl.automata import Inference
 from jnl.base import Array, Batch, Method, State, check, check_name, global_mean
 from jnl.data import Dataset, Examples, PerRun, load
-from jnl.methods.bags import bag_logits, supervised_bags
-from jnl.methods.dllp import dllp
-from jnl.methods.weak_em import weak_em
-from jnl.train.cli import option, parse
-from jnl.train.compare import compare
-from jnl.train.evaluate import Predict, Score
+from jnl.methods import dllp, weak_em
+from jnl.steps import bag_logits, supervised_bags
+from jnl.train import Predict, Score, compare, option, parse
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[[Array, Batch], Inference]

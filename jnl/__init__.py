@@ -16,6 +16,7 @@ _MODULES = (
   'data',
   'em',
   'inputs',
+  'logspace',
   'losses',
   'meta',
   'methods',
@@ -23,6 +24,7 @@ _MODULES = (
   'nets',
   'noise',
   'ramps',
+  'steps',
   'teacher',
   'train',
 )

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 import difflib
 import functools
 import math
-import operator
 import types
 from typing import Any, NamedTuple, TypeVar
+import zlib
 
 import jax
 from jax import lax
@@ -203,8 +203,16 @@ def check_batch(batch: Batch, *names: str) -> None:
     check(
       name in batch,
       f'the batch lacks {name!r}; it has {", ".join(sorted(batch))}'
-      + ('. The strong view is made by `augment`' if 'strong' in name else ''),
+      + _made_by(name),
     )
+
+
+def _made_by(name: str) -> str:
+  if 'strong' in name:
+    return '. The strong view is made by `augment`'
+  array, _, stream = name.partition('_')
+  known = stream and array in ('x', 'labels', 'index', 'weight')
+  return f'. `fit(streams={{{stream!r}: ...}})` makes it' if known else ''
 
 
 # --- across devices ----------------------------------------------------------
@@ -245,7 +253,7 @@ def check_auto(x: Any, name: str) -> None:
     not explicit or not any(sharding.spec),
     f'{name} is split over the explicit mesh axes {explicit}: make the mesh '
     "with jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,)), or take "
-    'the step from `jnl.train.parallel.parallel`',
+    'the step from `jnl.train._parallel.parallel`',
   )
 
 
@@ -603,6 +611,15 @@ def example_keys(key: Key, index: Array) -> Key:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def name_tag(name: str) -> int:
+  """A tag for `jax.random.fold_in` that belongs to a name, in any process.
+
+  >>> name_tag('u') == name_tag('u'), name_tag('u') == name_tag('meta')
+  (True, False)
+  """
+  return zlib.crc32(name.encode())
+
+
 def shuffle_within(key: Key, index: Array, tree: T) -> T:
   """Permutes the examples of a batch within its shards.
 
@@ -632,216 +649,3 @@ def shuffle_within(key: Key, index: Array, tree: T) -> T:
     return jax.vmap(lambda rows, i: rows[i])(grouped, order).reshape(x.shape)
 
   return jax.tree.map(permute, tree)
-
-
-# --- building methods --------------------------------------------------------
-
-
-def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
-  """Calls `f` on each of `count` stacked networks and stacks the results.
-
-  An unrolled loop: `vmap` over convolutional networks becomes grouped
-  convolutions, which are several times slower on CPU.
-
-  Args:
-    f: called with the i-th slice of every argument.
-    count: the leading size of every array in `stacked`.
-    *stacked: trees of [count, ...].
-
-  Returns:
-    A tree of [count, ...].
-
-  >>> each(lambda p: 2 * p, 2, jnp.array([1, 2])).tolist()
-  [2, 4]
-  """
-  for leaf in jax.tree.leaves(stacked):
-    check(
-      leaf.shape[:1] == (count,),
-      f'each: a stacked array has shape {leaf.shape}; its leading size must be '
-      f'count = {count}',
-    )
-  results = [
-    f(*jax.tree.map(operator.itemgetter(i), stacked)) for i in range(count)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-
-def _no_extra(key: Key) -> PyTree:
-  del key
-  return ()
-
-
-def from_loss(
-  loss_fn: Callable[[Params, State, Batch, Key], tuple[Array, Aux]],
-  model: Model,
-  tx: optax.GradientTransformation,
-  *,
-  init_extra: Callable[[Key], PyTree] = _no_extra,
-  refit: Refit | None = None,
-) -> Method:
-  """A method that descends one loss with one optimizer.
-
-  Args:
-    loss_fn: `(params, state, batch, key) -> (loss, Aux)`; differentiates by
-      `params`, finds batch statistics and memory in `state`, returns a sum of
-      `global_mean`s. It must hand `state.extra` on in `Aux.extra`.
-    model: the network; `predict` is its deterministic pass.
-    tx: the optimizer.
-    init_extra: `key -> State.extra`.
-    refit: handed on.
-
-  Returns:
-    The method. `step` reports the metrics `loss`, those of `Aux`, and where
-    there are `Table`s `unplaced`.
-
-  Raises:
-    ValueError: at trace time, if `Aux.extra` or `Aux.stats` has another
-      structure than the state's.
-  """
-
-  def init(key: Key) -> State:
-    key_model, key_extra = jax.random.split(key)
-    params, stats = model.init(key_model)
-    extra = init_extra(key_extra)
-    return State(jnp.int32(0), params, stats, tx.init(params), extra)
-
-  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    (loss, aux), gradient = global_grad(loss_fn)(
-      state.params, state, batch, key
-    )
-    for name in ('stats', 'extra'):
-      old, new = (
-        str(jax.tree.structure(getattr(s, name))) for s in (state, aux)
-      )
-      check(
-        old == new,
-        f'Aux.{name} has the structure {new}, State.{name} has {old}',
-      )
-    updates, opt = tx.update(gradient, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    state = State(state.step + 1, params, aux.stats, opt, aux.extra)
-    metrics = {'loss': loss, **aux.metrics, **unplaced(aux.extra, batch)}
-    return state, metrics
-
-  return Method(init, step, predict_with(model), refit)
-
-
-def predict_with(model: Model) -> Callable[[State, Inputs], Outputs]:
-  """`Method.predict` where the weights to evaluate are `state.params`."""
-
-  def predict(state: State, x: Inputs) -> Outputs:
-    return model.apply(state.params, state.stats, x, None, False)[0]
-
-  return predict
-
-
-MODEL_TAG = 0
-"""Tag of the keys that networks get for their own randomness (dropout)."""
-
-
-def model_keys(key: Key, batch: Batch) -> Key:
-  """The keys [b] for a network's training pass on `batch`.
-
-  Args:
-    key: of the step.
-    batch: with `index` [b].
-
-  Returns:
-    [b] keys.
-  """
-  check_batch(batch, 'index')
-  return example_keys(jax.random.fold_in(key, MODEL_TAG), batch['index'])
-
-
-def training_pass(
-  model: Model,
-  params: Params,
-  stats: Stats,
-  x: Inputs,
-  keys: Key | None,
-  weight: Array,
-) -> tuple[Outputs, Stats]:
-  """A network's pass in training: rows of weight 0 leave no trace in it.
-
-  Their inputs are replaced by zeros, whatever they hold (backward passes would
-  multiply zero by NaN), and batch statistics are of the others alone. A batch
-  without any weight changes no statistics.
-
-  Args:
-    model: the network.
-    params: its parameters.
-    stats: its batch statistics.
-    x: arrays [b, ...].
-    keys: [b], one for each example.
-    weight: [b], >= 0 or bool.
-
-  Returns:
-    The outputs, of zeros in rows of weight 0, and the new statistics.
-
-  Raises:
-    ValueError: if an array of `x` or `weight` is not [b, ...].
-  """
-  there = jnp.asarray(weight) > 0
-
-  def shown(a: Array) -> Array:
-    check(
-      there.ndim == 1 and a.shape[:1] == there.shape,
-      f'weight must be [b] and x [b, ...], got shapes {there.shape} and '
-      f'{a.shape}',
-    )
-    return jnp.where(there.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-
-  x = jax.tree.map(shown, x)
-  if not jax.tree.leaves(stats):
-    return model.apply(params, stats, x, keys, True)
-  some = global_sum(jnp.sum(there)) > 0
-  outputs, new = model.apply(params, stats, x, keys, True, there | ~some)
-  return outputs, jax.tree.map(lambda n, o: jnp.where(some, n, o), new, stats)
-
-
-def check_losses(losses: Array, weight: Array) -> None:
-  """Raises unless there is one loss [b] for each example with `weight` [b].
-
-  `global_mean` would take [b, b], which some broadcasting made, as well.
-  """
-  check(
-    losses.shape == weight.shape,
-    f'the loss must give one value for each example, as weight has: '
-    f'{weight.shape}, got {losses.shape}',
-  )
-
-
-def supervised(
-  per_example_loss: Callable[[Array, Array], Array],
-  model: Model,
-  tx: optax.GradientTransformation,
-) -> Method:
-  """Trains on `labels` with any per-example loss.
-
-  Args:
-    per_example_loss: `(logits [b, c], labels [b] or [b, c]) -> [b]`.
-    model: the network.
-    tx: the optimizer.
-
-  Returns:
-    A method over batches of `x`, `labels`, `weight` and `index`. A label out of
-    range, -1 for one, needs the weight 0: with any other the loss is NaN.
-
-  Raises:
-    ValueError: at trace time, if a batch lacks an array or the loss gives
-      anything but one value for each example.
-  """
-
-  def loss_fn(
-    params: Params, state: State, batch: Batch, key: Key
-  ) -> tuple[Array, Aux]:
-    check_batch(batch, 'x', 'labels', 'weight')
-    weight = jnp.asarray(batch['weight'])
-    outputs, stats = training_pass(
-      model, params, state.stats, batch['x'], model_keys(key, batch), weight
-    )
-    losses = per_example_loss(outputs.logits, batch['labels'])
-    check_losses(losses, weight)
-    return global_mean(losses, weight), Aux(stats)
-
-  return from_loss(loss_fn, model, tx)

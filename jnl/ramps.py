@@ -5,9 +5,7 @@ All start or end at 1, and a ramp of length 0 is 1 throughout.
 
 import jax.numpy as jnp
 
-from jnl.base import Array, check
-
-Scalar = float | Array
+from jnl.base import Array, Scalar, check
 
 
 def _progress(step: Scalar, length: Scalar) -> Array:

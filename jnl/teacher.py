@@ -2,9 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
-import optax
-
 from jnl.base import (
   Batch,
   Inputs,
@@ -19,6 +16,7 @@ from jnl.base import (
   State,
   check,
 )
+from jnl.steps import ema
 
 
 class Averaged(NamedTuple):
@@ -54,7 +52,8 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
     ValueError: if `decay` is out of range.
 
   >>> import jax.numpy as jnp
-  >>> from jnl.base import Model, Outputs, supervised
+  >>> from jnl.base import Model, Outputs
+  >>> from jnl.steps import supervised
   >>> from jnl.losses import ce
   >>> model = Model(
   ...   lambda key: ({'w': jnp.ones((2, 3))}, {}),
@@ -79,7 +78,7 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
 
   def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
     new, metrics = method.step(student(state), batch, key)
-    return wrap(new, _follow(state.extra.params, new.params, decay)), metrics
+    return wrap(new, ema(state.extra.params, new.params, decay)), metrics
 
   def predict(state: State, x: Inputs) -> Outputs:
     return method.predict(student(state)._replace(params=state.extra.params), x)
@@ -97,11 +96,6 @@ def student(state: State) -> State:
     The state, as the inner method has it.
   """
   return state._replace(extra=state.extra.extra)
-
-
-def _follow(average: Params, params: Params, decay: Scalar) -> Params:
-  moved = optax.incremental_update(params, average, 1 - decay)
-  return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, average)
 
 
 def _refit(inner: Refit | None) -> Refit | None:

@@ -20,24 +20,21 @@ from jnl.base import (
   Table,
   check,
   data_shards,
-  each,
   example_keys,
-  from_loss,
   gather,
   global_grad,
   global_mean,
   pack_rows,
   read_rows,
   shuffle_within,
-  supervised,
-  training_pass,
   unpack_rows,
   unplaced,
   write_rows,
 )
 from jnl.data import epoch_order, take_batch
 from jnl.losses import gce
-from jnl.train.parallel import data_mesh, parallel, place, shardings, specs
+from jnl.steps import each, from_loss, supervised, training_pass
+from jnl.train import data_mesh, parallel, place, shardings, specs
 
 KEY = jax.random.key(0)
 MODES = ['shard_map', 'shard_map_vma', 'pmap', 'vmap']

@@ -12,7 +12,7 @@ import numpy as np
 import processes
 import pytest
 
-from jnl.train.cli import parse
+from jnl.train import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / 'experiments').glob('*.py'))

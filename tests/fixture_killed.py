@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from jnl.base import data_shards
-from jnl.methods.elr import elr
+from jnl.methods import elr
 from jnl.nets import MLP, from_linen
-from jnl.train.fit import Checkpoint, fit
+from jnl.train import Checkpoint, fit
 
 N, BATCH = 160, 16
 
@@ -26,7 +26,9 @@ def main(folder, out, epochs):
   data['labels'] = rng.integers(0, 3, N)
   model = from_linen(MLP(3, (16,), batch_norm=True, dropout=0.1), (6,))
   shards = data_shards(N, BATCH)
-  method = elr(model, optax.adam(1e-2), N, 3, shards=shards)
+  method = elr(
+    model, optax.adam(1e-2), num_examples=N, num_classes=3, shards=shards
+  )
   print('training', flush=True)
   fitted = fit(
     method,

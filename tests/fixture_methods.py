@@ -19,16 +19,13 @@ from jnl.base import (
   Refit,
   State,
   Table,
-  each,
-  from_loss,
   global_grad,
   global_mean,
   global_sum,
-  model_keys,
   pack_rows,
   read_rows,
-  training_pass,
 )
+from jnl.steps import each, from_loss, model_keys, training_pass
 
 
 def cross_entropy(logits, labels):

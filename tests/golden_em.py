@@ -1,11 +1,11 @@
-"""Golden checks of `jnl.em`, `jnl.losses.partial` and the steps of ILL."""
+"""Golden checks of `jnl.em`, `jnl.losses._partial` and the steps of ILL."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jnl import em, losses
-from jnl.methods import ill_losses
+from jnl import em as ill_losses
 
 OFFICIAL_OFFSET = 1e-7  # log(1.0000001 - p)
 OFFICIAL_POSTERIOR_OFFSET = 1e-12

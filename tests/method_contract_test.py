@@ -17,23 +17,28 @@ import optax
 import pytest
 
 from jnl import automata, losses
-from jnl.base import PAD, Table, pack_rows, supervised, write_rows
+from jnl.base import PAD, Table, pack_rows, write_rows
 from jnl.data import epoch_order, index_order, take_batch
-from jnl.methods.bags import supervised_bags
-from jnl.methods.elr import elr
-from jnl.methods.ill import ill_mixed, ill_noisy, ill_partial, ill_semi
-from jnl.methods.l2rw import l2rw
-from jnl.methods.llp_bp import refine
-from jnl.methods.mlc import mlc
-from jnl.methods.mslc import mslc
-from jnl.methods.mwn import mwn
-from jnl.methods.proden import proden
-from jnl.methods.storm import storm
-from jnl.methods.weak_em import weak_em
+from jnl.methods import (
+  elr,
+  ill_mixed,
+  ill_noisy,
+  ill_partial,
+  ill_semi,
+  l2rw,
+  mlc,
+  mslc,
+  mwn,
+  proden,
+  refine,
+  storm,
+  weak_em,
+)
 from jnl.nets import MLP, from_linen
+from jnl.steps import supervised, supervised_bags
 from jnl.teacher import averaged
-from jnl.train.checkpoint import open_checkpoints
-from jnl.train.parallel import data_mesh, parallel, place, shardings
+from jnl.train import data_mesh, parallel, place, shardings
+from jnl.train._checkpoint import open_checkpoints
 
 N, SHARDS, BATCH, CLASSES, DIM = 62, 8, 16, 4, 6
 KEY = jax.random.key(5)
@@ -88,16 +93,20 @@ def of_bags(method):
 
 METHODS = {
   'supervised': lambda: supervised(losses.gce, network(), optimizer()),
-  'elr': lambda: elr(network(), optimizer(), N, CLASSES, shards=SHARDS),
+  'elr': lambda: elr(
+    network(), optimizer(), num_examples=N, num_classes=CLASSES, shards=SHARDS
+  ),
   'ill_noisy': lambda: ill_noisy(
-    network(), optimizer(), optax.sgd(0.1), CLASSES
+    network(), optimizer(), optax.sgd(0.1), num_classes=CLASSES
   ),
   'ill_partial': lambda: ill_partial(network(), optimizer()),
-  'ill_semi': lambda: ill_semi(network(), optimizer(), CLASSES),
+  'ill_semi': lambda: ill_semi(network(), optimizer(), num_classes=CLASSES),
   'ill_mixed': lambda: ill_mixed(
-    network(), optimizer(), optax.sgd(0.1), CLASSES
+    network(), optimizer(), optax.sgd(0.1), num_classes=CLASSES
   ),
-  'proden': lambda: proden(network(), optimizer(), N, CLASSES, shards=SHARDS),
+  'proden': lambda: proden(
+    network(), optimizer(), num_examples=N, num_classes=CLASSES, shards=SHARDS
+  ),
   'weak_em': lambda: of_bags(
     weak_em(pixel_network(), optimizer(), count_of_labels)
   ),
@@ -118,28 +127,38 @@ METHODS = {
   'reweight': lambda: reweight(network(), optimizer()),
   # Weights come from inner products that cancel; without the momentum, which
   # would keep the sum of their roundings.
-  'l2rw': lambda: l2rw(network(), optax.sgd(0.1), N, shards=SHARDS),
-  'mwn': lambda: mwn(network(), optimizer(), optax.sgd(0.1), N, shards=SHARDS),
+  'l2rw': lambda: l2rw(
+    network(), optax.sgd(0.1), num_examples=N, shards=SHARDS
+  ),
+  'mwn': lambda: mwn(
+    network(), optimizer(), optax.sgd(0.1), num_examples=N, shards=SHARDS
+  ),
   # Losses are sums, so that a rate is that of an example; and divergences
   # magnify roundings, of which Adam would make steps.
   'storm': lambda: storm(
     network(),
     optax.sgd(0.1 / BATCH),
-    N,
-    CLASSES,
-    BATCH,
+    num_examples=N,
+    num_classes=CLASSES,
+    batch_size=BATCH,
     rescaler_tx=optax.sgd(1e-3),
     shards=SHARDS,
   ),
   'mlc': lambda: mlc(
-    network(), optimizer(), N, 16, CLASSES, gradient_steps=2, shards=SHARDS
+    network(),
+    optimizer(),
+    num_examples=N,
+    num_features=16,
+    num_classes=CLASSES,
+    gradient_steps=2,
+    shards=SHARDS,
   ),
   'mslc': lambda: mslc(
     network(),
     optimizer(),
     optax.sgd(0.1),
-    N,
-    CLASSES,
+    num_examples=N,
+    num_classes=CLASSES,
     warmup=1,
     shards=SHARDS,
   ),

@@ -9,19 +9,13 @@ import optax
 import pytest
 
 from jnl import noise
-from jnl.base import supervised
-from jnl.data import (
-  files,
-  human_labels,
-  load,
-  load_text,
-  ngram_ids,
-  published_order,
-  tfds,
-)
+from jnl.data import _files as files
+from jnl.data import _tfds as tfds
+from jnl.data import human_labels, load, load_text, ngram_ids, published_order
 from jnl.losses import ce
 from jnl.nets import build, from_linen
-from jnl.train.fit import fit
+from jnl.steps import supervised
+from jnl.train import fit
 
 FOLDER = pathlib.Path(
   os.environ.get('JNL_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')

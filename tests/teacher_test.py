@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from jnl import losses
-from jnl.base import Method, Refit, supervised
+from jnl.base import Method, Refit
 from jnl.nets import MLP, from_linen
+from jnl.steps import supervised
 from jnl.teacher import Averaged, averaged, student
 
 KEY = jax.random.key(0)

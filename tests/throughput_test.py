@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jnl import automata, losses
-from jnl.losses import _inputs
-from jnl.train.cli import parse
+from jnl import automata, logspace, losses
+from jnl.train import parse
 
 SCRIPT = pathlib.Path(__file__).parent.parent / 'experiments' / 'throughput.py'
 FIELDS = 'name shape dtype ms floor_ms ratio compile_s device ratios'
@@ -156,7 +155,7 @@ def test_top_class_is_the_argmax_first_among_equals(classes):
   z = z.at[0].set(0).at[1].set(-jnp.inf).at[1, -1].set(0)
   z = z.reshape(4, 50, classes)
   expected = jnp.argmax(z, axis=-1, keepdims=True)
-  for top_class in (_inputs.top_class, jax.jit(jax.vmap(_inputs.top_class))):
+  for top_class in (logspace.top_class, jax.jit(jax.vmap(logspace.top_class))):
     np.testing.assert_array_equal(top_class(z), expected)
 
 
@@ -223,6 +222,6 @@ def test_sop_of_integer_labels_is_the_equation(scale):
 def test_mean_log_prob_survives_a_large_common_offset():
   """The differences to the largest logit are summed, not the logits."""
   z = jnp.full([1, 1000], 1e30)
-  close(_inputs.mean_log_prob(z), -np.log(1000), rtol=1e-6)
+  close(logspace.mean_log_prob(z), -np.log(1000), rtol=1e-6)
   jitted = jax.jit(losses.label_smoothing)
   close(jitted(z, jnp.array([3])), np.log(1000), rtol=1e-6)

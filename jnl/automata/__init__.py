@@ -5,8 +5,7 @@ an interval of counts, a relation of two, or anything else that a finite
 automaton can check by reading the labels in order.
 """
 
-from jnl.automata._inputs import Inference
-from jnl.automata.counts import (
+from jnl.automata._counts import (
   at_least,
   count,
   count_one_versus_rest,
@@ -14,7 +13,7 @@ from jnl.automata.counts import (
   multiple_instance,
   one_versus_rest,
 )
-from jnl.automata.general import (
+from jnl.automata._general import (
   Automaton,
   all_equal_automaton,
   at_least_automaton,
@@ -23,13 +22,14 @@ from jnl.automata.general import (
   interval_automaton,
   pair_automaton,
 )
-from jnl.automata.joint import (
+from jnl.automata._inputs import Inference
+from jnl.automata._joint import (
   joint_count,
 )
-from jnl.automata.max_counts import (
+from jnl.automata._max_counts import (
   max_count_messages,
 )
-from jnl.automata.pairs import (
+from jnl.automata._pairs import (
   comparison,
   confidence_difference,
   pair,
@@ -37,7 +37,7 @@ from jnl.automata.pairs import (
   similarity,
   similarity_confidence,
 )
-from jnl.automata.tree import (
+from jnl.automata._tree import (
   CountMessages,
   count_log_probs,
   count_messages,

@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
-from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import LOG_ZERO, Array, check, is_concrete
-
-LARGEST = 1e20
-"""The most log-odds of what is finite: a bag of them is far from `LOG_ZERO`."""
+from jnl.base import LOG_ZERO, Array, check
+from jnl.inputs import read_mask
+from jnl.logspace import LARGEST
 
 
 class Inference(NamedTuple):
@@ -35,84 +33,6 @@ class Inference(NamedTuple):
   log_likelihood: Array
   posterior: Array
   feasible: Array
-
-
-def read_bags(
-  logits: Array, mask: Array | None, classes: int | None = None
-) -> tuple[Array, Array]:
-  """Checks bags and gives log-probabilities that are safe everywhere.
-
-  Args:
-    logits: [..., m, c] floating-point; log-probabilities are logits too.
-    mask: [..., m] bool, true where there is an instance; None for everywhere.
-    classes: what c has to be, if given.
-
-  Returns:
-    Log-probabilities [..., m, c] in at least float32, uniform in masked slots
-    whatever the logits there (and without gradient), and the mask.
-
-  Raises:
-    TypeError: if `logits` are not floating-point or `mask` not bool.
-    ValueError: if a shape does not match, or outside jit if a bag is empty.
-  """
-  logits, mask = read_logits(logits, mask, classes)
-  # A logit may be -inf, but recursions need numbers.
-  return jnp.maximum(log_softmax(logits), LOG_ZERO), mask
-
-
-def read_logits(
-  logits: Array, mask: Array | None, classes: int | None = None
-) -> tuple[Array, Array]:
-  """As `read_bags`, but for the normalization: a logit may be anything."""
-  logits = jnp.asarray(logits)
-  check(
-    jnp.issubdtype(logits.dtype, jnp.floating),
-    f'logits must be floating-point, got {logits.dtype}',
-    TypeError,
-  )
-  check(
-    logits.ndim >= 2 and logits.shape[-1] >= 2,
-    f'logits must be [..., m, c] with c >= 2 classes, got shape {logits.shape}',
-  )
-  check(
-    classes is None or logits.shape[-1] == classes,
-    f'logits must be [..., m, {classes}], got shape {logits.shape}',
-  )
-  mask = read_mask(mask, logits.shape[:-1])
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return jnp.where(mask[..., None], logits, 0), mask
-
-
-def log_softmax(logits: Array) -> Array:
-  """log_softmax [..., c] of logits that may be infinite.
-
-  One that is +inf has overflowed: the others are `LARGEST` below it, as finite
-  ones are at the most. -inf stays -inf. Of two that are +inf, or where all are
-  -inf, nothing is known: NaN.
-  """
-  top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  endless = jnp.isinf(top)
-  below = jnp.where(endless & (logits == top), 0, logits - top)
-  out = (logits == -jnp.inf) & (top < jnp.inf)
-  below = jnp.where((below < -LARGEST) & ~out, -LARGEST, below)
-  total = jnp.sum(jnp.exp(below), axis=-1, keepdims=True)
-  return jnp.where(endless & (total > 1), jnp.nan, below - jnp.log(total))
-
-
-def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
-  """Checks a mask [..., m]; all true if None. Outside jit no bag is empty."""
-  if mask is None:
-    check(shape[-1] > 0, 'a bag must hold at least one instance')
-    return jnp.ones(shape, bool)
-  mask = jnp.asarray(mask)
-  check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
-  check(
-    mask.shape == shape,
-    f'mask must be [..., m] like the instances, {shape}, got {mask.shape}',
-  )
-  if is_concrete(mask):
-    check(jnp.all(jnp.any(mask, -1)), 'mask must not leave a bag empty')
-  return mask
 
 
 def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -158,69 +78,6 @@ def read_factor(
     f'log_factor must be [..., m + 1], {expected}, got {log_factor.shape}',
   )
   return log_odds, log_factor, mask
-
-
-def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
-  """Checks counts [...] of instances in bags with `mask` [..., m].
-
-  Args:
-    counts: [...] integers in [0, number of instances]. Inside jit a count out
-      of range is evidence that is impossible.
-    mask: [..., m] bool.
-    name: what the error calls them.
-
-  Returns:
-    The counts as int32.
-
-  Raises:
-    TypeError: if they are not integers.
-    ValueError: if the shape does not match or, outside jit, one is out of
-      range.
-  """
-  counts = jnp.asarray(counts)
-  check(
-    jnp.issubdtype(counts.dtype, jnp.integer),
-    f'{name} must be integers, got {counts.dtype}; a bag of which nothing is '
-    'known (NaN) is to be dropped, or has any number and weight 0',
-    TypeError,
-  )
-  check(
-    counts.shape == mask.shape[:-1],
-    f'{name} must have the shape of the bags, {mask.shape[:-1]}, got '
-    f'{counts.shape}',
-  )
-  if is_concrete(counts, mask):
-    check(
-      jnp.all((counts >= 0) & (counts <= jnp.sum(mask, -1))),
-      f'{name} must lie between 0 and the number of instances in the bag',
-    )
-  return counts.astype(jnp.int32)
-
-
-def read_class_counts(counts: Array, mask: Array, classes: int) -> Array:
-  """Checks that counts are integers [..., c]; what they may be is not asked.
-
-  Args:
-    counts: [..., c], of each class in bags with `mask` [..., m].
-    mask: [..., m] bool.
-    classes: c.
-
-  Raises:
-    TypeError: if they are not integers.
-    ValueError: if the shape does not match.
-  """
-  counts = jnp.asarray(counts)
-  check(
-    jnp.issubdtype(counts.dtype, jnp.integer),
-    f'counts must be integers, got {counts.dtype}',
-    TypeError,
-  )
-  expected = (*mask.shape[:-1], classes)
-  check(
-    counts.shape == expected,
-    f'counts must be [..., c], {expected}, got {counts.shape}',
-  )
-  return counts
 
 
 def possible_counts(log_odds: Array, log_factor: Array, mask: Array) -> Array:

@@ -14,7 +14,7 @@ stationary point of the Bethe free energy, if `converged`; if not, they are
 nothing in particular: damp more, or anneal.
 """
 
-from jnl.belief.factors import (
+from jnl.belief._factors import (
   FactorGraph,
   add_log_odds,
   count_factor,
@@ -22,7 +22,7 @@ from jnl.belief.factors import (
   label_proportions,
   place,
 )
-from jnl.belief.messages import (
+from jnl.belief._messages import (
   Beliefs,
   Messages,
   no_messages,
@@ -30,7 +30,7 @@ from jnl.belief.messages import (
   pair_messages,
   propagate,
 )
-from jnl.belief.readout import (
+from jnl.belief._readout import (
   PairProbs,
   bethe_free_energy,
   count_log_probs,

@@ -1,7 +1,7 @@
 """Arrays in, batches out. The only room of jnl that imports TFDS and Grain."""
 
 from jnl.data import augment
-from jnl.data.batches import (
+from jnl.data._batches import (
   PerRun,
   check_arrays,
   check_labels,
@@ -9,7 +9,7 @@ from jnl.data.batches import (
   index_order,
   take_batch,
 )
-from jnl.data.datasets import (
+from jnl.data._datasets import (
   Dataset,
   digits,
   encode_text,
@@ -18,8 +18,9 @@ from jnl.data.datasets import (
   load_text,
   published_order,
 )
-from jnl.data.files import Examples, human_labels
-from jnl.data.text import ngram_ids, token_ids, tokenize
+from jnl.data._files import Examples, human_labels
+from jnl.data._text import ngram_ids, token_ids, tokenize
+from jnl.data._tfds import prepare
 
 __all__ = [
   'Dataset',
@@ -37,6 +38,7 @@ __all__ = [
   'load',
   'load_text',
   'ngram_ids',
+  'prepare',
   'published_order',
   'take_batch',
   'token_ids',

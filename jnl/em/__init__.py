@@ -10,7 +10,8 @@ into) has the log-likelihood -inf with gradient 0, and leaves the prediction as
 it is. So does, inside jit, a label out of range; its likelihood is NaN.
 """
 
-from jnl.em.posteriors import (
+from jnl.em._ill import mixed_loss, noisy_loss, partial_loss, semi_loss
+from jnl.em._posteriors import (
   candidate_log_likelihood,
   candidate_posterior,
   log_likelihood,
@@ -22,7 +23,7 @@ from jnl.em.posteriors import (
   noisy_posterior,
   posterior,
 )
-from jnl.em.terms import (
+from jnl.em._terms import (
   align,
   class_balance,
   consistency,
@@ -30,7 +31,7 @@ from jnl.em.terms import (
   mean_prediction,
   posterior_cross_entropy,
 )
-from jnl.em.transition import (
+from jnl.em._transition import (
   column_transition,
   noise_logits,
   row_transition,
@@ -48,12 +49,16 @@ __all__ = [
   'mean_prediction',
   'mixed_evidence',
   'mixed_log_likelihood',
+  'mixed_loss',
   'mixed_posterior',
   'noise_logits',
   'noisy_evidence',
   'noisy_log_likelihood',
+  'noisy_loss',
   'noisy_posterior',
+  'partial_loss',
   'posterior',
   'posterior_cross_entropy',
   'row_transition',
+  'semi_loss',
 ]

@@ -3,11 +3,10 @@
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import LOG_ZERO, Array, check, check_auto, is_concrete
-from jnl.inputs import read_transition
-from jnl.losses import _inputs
-from jnl.losses._inputs import read_logits
-from jnl.losses.partial import read_candidates
+from jnl import logspace
+from jnl.base import LOG_ZERO, Array, check, is_concrete
+from jnl.inputs import read_candidates, read_logits, read_transition
+from jnl.logspace import safe_log
 
 
 def weigh(logits: Array, evidence: Array) -> tuple[Array, Array, Array]:
@@ -29,7 +28,7 @@ def weigh(logits: Array, evidence: Array) -> tuple[Array, Array, Array]:
 
 def stopped_probs(logits: Array) -> Array:
   """softmax, at least float32, without gradient."""
-  return lax.stop_gradient(_inputs.probs(read_logits(logits)))
+  return lax.stop_gradient(logspace.probs(read_logits(logits)))
 
 
 def read_evidence(logits: Array, evidence: Array) -> tuple[Array, Array]:
@@ -82,22 +81,6 @@ def log_transition(
   return transition, safe_log(transition)
 
 
-def read_labels(labels: Array, classes: int) -> tuple[Array, Array]:
-  """Labels that are safe to gather, and which of them are in range."""
-  check_auto(labels, 'labels')
-  labels = jnp.asarray(labels)
-  check(
-    jnp.issubdtype(labels.dtype, jnp.integer),
-    f'labels must be integers, got {labels.dtype}',
-    TypeError,
-  )
-  labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-  valid = (labels >= 0) & (labels < classes)
-  if is_concrete(valid):
-    check(jnp.all(valid), f'labels must lie in [0, {classes})')
-  return jnp.where(valid, labels, 0), valid
-
-
 def read_sets(
   candidates: Array, noisy: Array, classes: int
 ) -> tuple[Array, Array]:
@@ -116,9 +99,3 @@ def read_sets(
       'candidates must hold at least one class in every row that is not noisy',
     )
   return candidates, noisy
-
-
-def safe_log(x: Array) -> Array:
-  """log of x >= 0: LOG_ZERO without gradient at 0."""
-  zero = x <= 0
-  return jnp.where(zero, LOG_ZERO, jnp.log(jnp.where(zero, 1, x)))

@@ -23,7 +23,7 @@ that `nce_rce` is `rce` alone), `label_smoothing`, `gls`, `cores2` and
 `backward` are infinite (or about 1e30). Leave such classes out instead.
 """
 
-from jnl.losses.combined import (
+from jnl.losses._combined import (
   anl_ce,
   anl_fl,
   nce_ael,
@@ -36,13 +36,13 @@ from jnl.losses.combined import (
   ngce_mae,
   ngce_rce,
 )
-from jnl.losses.correction import (
+from jnl.losses._correction import (
   backward,
   forward,
   importance_reweight,
   t_revision,
 )
-from jnl.losses.coupled import (
+from jnl.losses._coupled import (
   JENSEN_SHANNON,
   KULLBACK_LEIBLER,
   NEYMAN,
@@ -59,7 +59,7 @@ from jnl.losses.coupled import (
   peer,
   prior_mean_kl,
 )
-from jnl.losses.cross_entropy import (
+from jnl.losses._cross_entropy import (
   bootstrap_hard,
   bootstrap_soft,
   ce,
@@ -70,7 +70,7 @@ from jnl.losses.cross_entropy import (
   mixup,
   negative_learning,
 )
-from jnl.losses.divergences import (
+from jnl.losses._divergences import (
   anorm,
   bi_tempered,
   gjs,
@@ -78,7 +78,7 @@ from jnl.losses.divergences import (
   js,
   tempered_log_softmax,
 )
-from jnl.losses.normalized import (
+from jnl.losses._normalized import (
   focal,
   nce,
   nfl,
@@ -88,7 +88,7 @@ from jnl.losses.normalized import (
   nnfl,
   nrce,
 )
-from jnl.losses.partial import (
+from jnl.losses._partial import (
   cc,
   lws,
   lws_confidence,
@@ -98,7 +98,7 @@ from jnl.losses.partial import (
   rule_out,
   uniform_candidates,
 )
-from jnl.losses.proportions import (
+from jnl.losses._proportions import (
   count_nll,
   count_nll_joint,
   count_nll_one_versus_rest,
@@ -113,7 +113,7 @@ from jnl.losses.proportions import (
   transport,
   transport_labels,
 )
-from jnl.losses.regularizers import (
+from jnl.losses._regularizers import (
   elr_penalty,
   elr_plus_labels,
   elr_targets,
@@ -122,7 +122,7 @@ from jnl.losses.regularizers import (
   sop_probs,
   vat,
 )
-from jnl.losses.robust import (
+from jnl.losses._robust import (
   ael,
   agce,
   aul,

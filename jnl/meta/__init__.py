@@ -5,7 +5,7 @@ Gradients through the step by forward mode (`virtual_step`, `weight_gradient`,
 of the papers. The methods are in `jnl.methods`: l2rw, mwn, storm, mlc, mslc.
 """
 
-from jnl.meta.gradients import (
+from jnl.meta._gradients import (
   MetaGradient,
   all_finite,
   descend,
@@ -17,14 +17,14 @@ from jnl.meta.gradients import (
   virtual_step,
   weight_gradient,
 )
-from jnl.meta.networks import corrector, rescale, rescaler, weigh, weigher
-from jnl.meta.statistics import (
+from jnl.meta._networks import corrector, rescale, rescaler, weigh, weigher
+from jnl.meta._statistics import (
   Memory,
   check_classes,
   storm_features,
   storm_memory,
 )
-from jnl.meta.streams import (
+from jnl.meta._streams import (
   Loss,
   Passed,
   Stream,
@@ -33,7 +33,7 @@ from jnl.meta.streams import (
   read_stream,
   remember,
 )
-from jnl.meta.weights import (
+from jnl.meta._weights import (
   l2rw_weights,
   look_ahead_discount,
   mslc_labels,

@@ -1,5 +1,99 @@
-"""Methods: a file for each trainable paper, and what some of them share.
+"""Methods: a way to train for each paper, by what is known of the labels.
 
-`from jnl.methods.elr import elr`. Shared: `bags`, networks of instances on bags
-of them, and `ill_losses`, the steps of ILL as losses.
+`from jnl import methods; methods.elr(model, tx, num_examples=..., ...)`. Each
+returns a `jnl.Method`, for `jnl.train.fit` or a loop of one's own.
+
+Labels that are wrong
+  supervised          any loss of `jnl.losses`, most of them robust
+  elr                 early-learning regularization; `mislabeled` reads it
+  ill_noisy           EM with a transition matrix; `learned_transition` gives it
+Wrong labels, and a few clean examples (a stream `meta`)
+  l2rw                weights by agreement with a clean batch
+  mwn                 Meta-Weight-Net; `weigher_optimizer` is the official one
+  mslc                a label, its memory and the prediction, mixed
+  mlc                 a second network corrects the labels
+Wrong labels, the stream `meta` drawn from them too
+  storm               a rescaler that teaches itself
+Sets of candidates
+  proden              progressive identification of the true label
+  ill_partial         EM on sets
+Few labels
+  ill_semi            EM on labeled and unlabeled examples
+Labels of every kind
+  ill_mixed           noisy, partial and missing ones in one batch
+Bags: proportions, counts, any evidence
+  supervised_bags     any loss of whole bags
+  dllp                mean predictions matched
+  easy_llp            the loss of instances, estimated
+  weak_em             EM on the posterior of any evidence (`jnl.automata`)
+  refine              LLP-BP: `similarity_graph`, `pseudo_labels`, an embedding
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jnl.steps import supervised, supervised_bags
+
+if TYPE_CHECKING:
+  from jnl.methods._dllp import dllp
+  from jnl.methods._easy_llp import easy_llp
+  from jnl.methods._elr import elr, mislabeled
+  from jnl.methods._ill import (
+    Marginal,
+    ill_mixed,
+    ill_noisy,
+    ill_partial,
+    ill_semi,
+    learned_transition,
+  )
+  from jnl.methods._l2rw import Reweighted, l2rw
+  from jnl.methods._llp_bp import (
+    PseudoLabels,
+    pseudo_labels,
+    refine,
+    similarity_graph,
+  )
+  from jnl.methods._mlc import Corrected, mlc
+  from jnl.methods._mslc import Purified, mslc
+  from jnl.methods._mwn import Weighed, mwn, weigher_optimizer
+  from jnl.methods._proden import proden
+  from jnl.methods._storm import Rescaled, storm
+  from jnl.methods._weak_em import weak_em
+
+_NAMES = {
+  '_dllp': ('dllp',),
+  '_easy_llp': ('easy_llp',),
+  '_elr': ('elr', 'mislabeled'),
+  '_ill': (
+    'Marginal',
+    'ill_mixed',
+    'ill_noisy',
+    'ill_partial',
+    'ill_semi',
+    'learned_transition',
+  ),
+  '_l2rw': ('Reweighted', 'l2rw'),
+  '_llp_bp': ('PseudoLabels', 'pseudo_labels', 'refine', 'similarity_graph'),
+  '_mlc': ('Corrected', 'mlc'),
+  '_mslc': ('Purified', 'mslc'),
+  '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
+  '_proden': ('proden',),
+  '_storm': ('Rescaled', 'storm'),
+  '_weak_em': ('weak_em',),
+}
+"""Which file has what: a file is loaded when one of its names is first used."""
+_FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_FILE_OF, 'supervised', 'supervised_bags'])
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _FILE_OF:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  value = getattr(importlib.import_module(f'{__name__}.{_FILE_OF[name]}'), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return __all__

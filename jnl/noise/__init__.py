@@ -31,7 +31,7 @@ labels, c classes and a rate r, the noise of
   bags of a table bags_of_ids(group), counts_of_ids(bags, {id: count})
 """
 
-from jnl.noise.bag_sets import (
+from jnl.noise._bag_sets import (
   Bags,
   bags,
   bags_of_ids,
@@ -41,7 +41,7 @@ from jnl.noise.bag_sets import (
   cut_bags,
   rows_of_bags,
 )
-from jnl.noise.draws import (
+from jnl.noise._draws import (
   NoisyLabels,
   cifar10_asymmetric_in_place,
   corrupt,
@@ -50,8 +50,8 @@ from jnl.noise.draws import (
   fixed_count,
   noise_rate,
 )
-from jnl.noise.files import SavedDraw, load_draw, save_draw
-from jnl.noise.instance import (
+from jnl.noise._files import SavedDraw, load_draw, save_draw
+from jnl.noise._instance import (
   binary_pmd,
   binary_pmd_rates,
   part_dependent,
@@ -60,7 +60,7 @@ from jnl.noise.instance import (
   pmd_probs,
   truncated_rates,
 )
-from jnl.noise.matrices import (
+from jnl.noise._matrices import (
   CIFAR100_COARSE,
   cifar10_asymmetric,
   cifar100_index_blocks,
@@ -72,7 +72,7 @@ from jnl.noise.matrices import (
   symmetric,
   symmetric_inclusive,
 )
-from jnl.noise.sets import (
+from jnl.noise._sets import (
   Candidates,
   candidate_sets,
   noisy_candidate_sets,

@@ -7,7 +7,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.base import Array, Scalar, check, check_auto, is_concrete
+from jnl import inputs
+from jnl.base import Array, Scalar, check, check_auto
 
 BLOCK = 2**24
 """Most numbers that are made at once, for n examples of some numbers each.
@@ -40,19 +41,7 @@ def check_length(name: str, array: Any, n: int) -> None:
 def read_labels(name: str, labels: Any, num_classes: int) -> Array:
   """Labels as int32, in [0, c)."""
   check_auto(labels, name)
-  labels = jnp.asarray(labels)
-  check(
-    jnp.issubdtype(labels.dtype, jnp.integer),
-    f'{name} must be integers, got {labels.dtype}',
-    TypeError,
-  )
-  if labels.dtype.itemsize < 4:  # so that c fits the dtype of the labels
-    labels = labels.astype(jnp.int32)
-  if is_concrete(labels):
-    check(
-      jnp.all((labels >= 0) & (labels < num_classes)),
-      f'{name} must lie in [0, {num_classes})',
-    )
+  labels, _ = inputs.read_labels(labels, num_classes, name)
   return labels.astype(jnp.int32)
 
 

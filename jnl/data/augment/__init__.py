@@ -6,7 +6,7 @@ devices, and nothing is communicated. Put together with `compose`, set hyper-
 parameters with `functools.partial`, and hand `views` to `fit(augment=)`.
 """
 
-from jnl.data.augment.basic import (
+from jnl.data.augment._basic import (
   Augmentation,
   compose,
   cutout,
@@ -16,8 +16,8 @@ from jnl.data.augment.basic import (
   pad_crop,
   views,
 )
-from jnl.data.augment.ops import OPS, distort
-from jnl.data.augment.policies import (
+from jnl.data.augment._ops import OPS, distort
+from jnl.data.augment._policies import (
   CIFAR10_POLICY,
   RAND_AUGMENT_OPS,
   auto_augment,

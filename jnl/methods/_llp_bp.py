@@ -1,0 +1,318 @@
+"""Label proportions by belief propagation, and learning from what it says.
+
+The method goes in rounds, on the host, around whatever trains the networks:
+
+  covariates = x                                            # of all instances
+  for _ in range(2):
+    graph = similarity_graph(covariates)
+    found = pseudo_labels(graph, index, mask, counts)
+    # train `refine` on bags with found.labels; then the features of x:
+    covariates = predict(state, x).features
+
+and ends with a plain classifier on the last labels. `experiments/
+label_proportions.py` is that loop with `fit`. No label of an instance is used.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jnl import belief, losses, neighbors, noise
+from jnl.base import (
+  Array,
+  Aux,
+  Batch,
+  Inputs,
+  Key,
+  Method,
+  Model,
+  Outputs,
+  Params,
+  Scalar,
+  State,
+  check,
+  global_mean,
+)
+from jnl.neighbors import Graph, Metric, Search
+from jnl.steps import (
+  apply_to_bags,
+  from_loss,
+  mask_of,
+  model_keys,
+  proportions_of,
+  training_pass,
+)
+
+Decision = Literal['threshold', 'counts']
+HEAD_TAG = 1
+"""Tag of the keys of the head on bags."""
+
+
+class PseudoLabels(NamedTuple):
+  """What bags and similarities say of instances.
+
+  Attributes:
+    labels: [n] int32, decided.
+    marginals: [n], P(y_i = 1).
+    converged: whether propagation came to rest. If not, the marginals are
+      nothing in particular, though their order may still be of use.
+    iterations: how many there were.
+    residual: the largest change of a message in the last one.
+  """
+
+  labels: np.ndarray
+  marginals: np.ndarray
+  converged: bool
+  iterations: int
+  residual: float
+
+
+def similarity_graph(
+  covariates: Array,
+  *,
+  k: int = 5,
+  metric: Metric = 'cosine',
+  search: Search = 'exact',
+  scale: float | None = None,
+) -> Graph:
+  r"""Ties between each instance and those that are most like it.
+
+  .. math:: s_{ij} = \exp(-|z_i - z_j| / \sigma)
+
+  for the k nearest (Matern 1/2, of Euclidean distances also where the cosine
+  finds the neighbors).
+
+  Args:
+    covariates: z, [n, d] floating-point: inputs or an embedding.
+    k: neighbors of each instance, in [1, n - 1].
+    metric: of the search.
+    search: how, as in `neighbors.knn`.
+    scale: sigma > 0, 1 in the published code; by default twice the median
+      distance of neighbors, so that ties weigh about .6 whatever the units: at
+      a fixed scale an image, or an embedding that grew, has none.
+
+  Returns:
+    `Graph` of n vertices.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed, or a covariate is not
+      finite.
+
+  Reference: as `pseudo_labels`.
+  """
+  check(scale is None or scale > 0, f'scale must be positive, got {scale}')
+  near = neighbors.knn(covariates, k, metric=metric, search=search)
+  distances = near.distances
+  if metric != 'euclidean':
+    distances = neighbors.pair_distances(covariates, near.index)
+  if scale is None:
+    median = float(np.median(distances))
+    scale = 2 * median if median > 0 else 1.0
+  weights = neighbors.matern12(distances, scale=scale)
+  return neighbors.graph_of_neighbors(near.index, weights)
+
+
+def pseudo_labels(
+  graph: Graph,
+  index: Any,
+  mask: Any,
+  counts: Any = None,
+  *,
+  proportions: Any = None,
+  pair_strength: float = 1.0,
+  bag_strength: float = 1.0,
+  log_odds: Array | None = None,
+  iterations: int = 200,
+  tolerance: Scalar = 1e-3,
+  damping: Scalar = 0.7,
+  decision: Decision = 'threshold',
+) -> PseudoLabels:
+  r"""Labels of instances, of which the counts in bags are known.
+
+  Beliefs are propagated in the law
+
+  .. math:: \log p(y) = \sum_i \theta_i y_i
+    - \lambda_s \sum_{ij} s_{ij} (y_i - y_j)^2
+    - \lambda_b \sum_b \Big(\sum_{i \in b} y_i - S_b\Big)^2 + const
+
+  Args:
+    graph: s, of n instances, as from `similarity_graph`.
+    index: [k, m] int32, the instances of each bag, as in `noise.Bags`.
+    mask: [k, m] bool, where there is one.
+    counts: S, [k] int.
+    proportions: S / m, [k] floating-point in [0, 1], in place of counts.
+    pair_strength: lambda_s >= 0. The published code has 10 for both, with which
+      propagation often does not converge; the paper tunes them for every set.
+    bag_strength: lambda_b >= 0; infinity binds.
+    log_odds: theta, [n], as of a learner's logits; not in the paper.
+    iterations: the most there may be; 100 in the published code.
+    tolerance: of the largest change of a message, in log-odds.
+    damping: in [0, 1); .5 in the published code.
+    decision: 'threshold' has the label 1 above a marginal of one half, as the
+      published code does; 'counts' gives it to the S likeliest of each bag.
+
+  Returns:
+    `PseudoLabels`.
+
+  Warns:
+    UserWarning: if all bags are pure, so that there is nothing to infer.
+
+  Raises:
+    TypeError: if an array is of another kind; floating-point counts are, since
+      they may be proportions.
+    ValueError: if an argument is malformed, or not one of counts and
+      proportions is given; if no instance or every instance of all bags is
+      positive, so that no classifier can be learned.
+
+  Reference: Havaldar, Sharma, Sareen, Shanmugam, Raghuveer, "Learning from
+  Label Proportions: Bootstrapping Supervised Learners via Belief Propagation",
+  ICLR 2024, arXiv 2310.08056, and its code; see `belief.label_proportions` for
+  where they differ. There bags are products of pair factors; here exact counts.
+  """
+  check(
+    decision in get_args(Decision),
+    f'decision must be one of {get_args(Decision)}, got {decision!r}',
+  )
+  check(
+    (counts is None) != (proportions is None),
+    'pseudo_labels takes either counts or proportions',
+  )
+  if proportions is not None:
+    counts = noise.counts_of_proportions(proportions, mask)
+  counts = _read_counts(counts, mask)
+  law = belief.label_proportions(
+    graph,
+    index,
+    mask,
+    counts,
+    pair_strength=pair_strength,
+    bag_strength=bag_strength,
+  )
+  if log_odds is not None:
+    law = belief.add_log_odds(law, log_odds)
+  found = belief.propagate(
+    law, iterations=iterations, tolerance=tolerance, damping=damping
+  )
+  labels = found.marginals > 0.5
+  if decision == 'counts':
+    labels = belief.top_of_bags(found.log_odds, index, mask, counts)
+  done = int(found.iterations)
+  return PseudoLabels(
+    np.asarray(labels, np.int32),
+    np.asarray(found.marginals),
+    bool(found.converged),
+    done,
+    float(found.residuals[done - 1]),
+  )
+
+
+def refine(
+  model: Model,
+  bag_head: Model,
+  tx: optax.GradientTransformation,
+  *,
+  bag_weight: Scalar = 0.1,
+) -> Method:
+  r"""Trains an embedding on pseudo-labels and on what is known of bags.
+
+  With z the logits and h the features of the instances, y their pseudo-labels,
+  and g the second head,
+
+  .. math:: L = \operatorname{mean}_i \ell(z_i, y_i)
+    + \lambda \operatorname{mean}_b \ell\Big(g\Big(\frac1{m_b}
+      \sum_{i \in b} h_i\Big), \frac{S_b}{m_b}\Big)
+
+  where l is the cross-entropy.
+
+  Args:
+    model: of instances, of two classes; its features are the embedding.
+    bag_head: of mean embeddings [b, d], of two classes; published: one hidden
+      layer of 64.
+    tx: the optimizer.
+    bag_weight: lambda >= 0.
+
+  Returns:
+    A method over batches of `x` [b, m, ...], `instance_labels` [b, m] int,
+    `counts`, `index` and `weight` [b] and `mask` [b, m]; `predict` is of
+    instances. Its parameters and statistics are pairs, those of `model` first.
+    Metrics: `loss`, `instances` and `bags`, its two terms.
+
+  Raises:
+    ValueError: if `bag_weight` is negative.
+
+  Reference: Havaldar et al., ICLR 2024, arXiv 2310.08056, and its code.
+  """
+  check(bag_weight >= 0, f'bag_weight must be >= 0, got {bag_weight}')
+
+  def init(key: Key) -> tuple[Params, Any]:
+    key_model, key_head = jax.random.split(key)
+    both = model.init(key_model), bag_head.init(key_head)
+    params, stats = zip(*both, strict=True)
+    return params, stats
+
+  def apply(
+    params: Params, stats: Any, x: Inputs, keys: Key | None, train: bool
+  ) -> tuple[Outputs, Any]:
+    """Of the embedding alone; the loss applies the two one by one."""
+    outputs, new = model.apply(params[0], stats[0], x, keys, train)
+    return outputs, (new, stats[1])
+
+  with_head = Model(init, apply)
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    stats, head_stats = state.stats
+    outputs, stats = apply_to_bags(
+      model, params[0], stats, batch['x'][None], batch, key
+    )
+    logits, features = outputs.logits[0], outputs.features[0]
+    weight, mask = batch['weight'], mask_of(batch)
+    labels = jnp.where(mask, batch['instance_labels'], 0)
+    instances = global_mean(losses.ce(logits, labels), weight[:, None] * mask)
+    there = jnp.where(mask[..., None], features, 0)
+    sizes = jnp.maximum(jnp.sum(mask, axis=1), 1)
+    pooled = jnp.sum(there, axis=1) / sizes[:, None]
+    keys = model_keys(jax.random.fold_in(key, HEAD_TAG), batch)
+    of_bags, head_stats = training_pass(
+      bag_head, params[1], head_stats, pooled, keys, weight
+    )
+    bags = global_mean(losses.ce(of_bags.logits, proportions_of(batch)), weight)
+    metrics = {'instances': instances, 'bags': bags}
+    loss = instances + bag_weight * bags
+    return loss, Aux((stats, head_stats), (), metrics)
+
+  return from_loss(loss_fn, with_head, tx)
+
+
+def _read_counts(counts: Any, mask: Any) -> np.ndarray:
+  """Checks counts; raises where there is but one class."""
+  counts, sizes = np.asarray(counts), np.asarray(mask).sum(-1)
+  check(
+    np.issubdtype(counts.dtype, np.integer),
+    f'counts must be integers, got {counts.dtype}: pass shares of the bags as '
+    'proportions=; where counts became floating-point since some are missing '
+    '(NaN), drop those bags, then counts.astype(int)',
+    TypeError,
+  )
+  check(
+    counts.shape == sizes.shape,
+    f'counts must be [k] with k = {len(sizes)} bags, got shape {counts.shape}',
+  )
+  for nothing, what in ((0, 'none is'), (sizes, 'all are')):
+    check(
+      np.any(counts != nothing),
+      f'counts: of the instances {what} positive, in every bag; the classifier '
+      'would be degenerate, of one class',
+    )
+  if np.all((counts == 0) | (counts == sizes)):
+    warnings.warn(
+      'counts: every bag is pure, so that all labels are known; learn from '
+      "these, or take decision='counts', which keeps them",
+      stacklevel=3,
+    )
+  return counts

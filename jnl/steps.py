@@ -1,0 +1,595 @@
+"""What methods are built from: passes over a network, steps of an optimizer.
+
+`from_loss` makes a method of a loss, `supervised` and `supervised_bags` of a
+loss of labels. Methods with a step of their own take the pieces: `model_keys`,
+`training_pass`, `apply_views` and `apply_to_bags` for a network's passes,
+`guarded_step`, `ema` and `per_example_step` for what moves. All is written for
+the global view of a batch, as `jnl.base` says.
+"""
+
+from collections.abc import Callable, Sequence
+import operator
+from typing import TypeVar
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from jnl.base import (
+  AXIS,
+  Array,
+  Aux,
+  Batch,
+  Inputs,
+  Key,
+  Method,
+  Metrics,
+  Model,
+  Outputs,
+  Params,
+  PyTree,
+  Refit,
+  Scalar,
+  State,
+  Stats,
+  Table,
+  axis_is_bound,
+  check,
+  check_batch,
+  example_keys,
+  global_grad,
+  global_mean,
+  global_sum,
+  name_tag,
+  read_rows,
+  unplaced,
+  write_rows,
+)
+
+T = TypeVar('T')
+MODEL_TAG = 0
+"""Tag of the keys that networks get for their own randomness (dropout)."""
+
+
+# --- methods ------------------------------------------------------------------
+
+
+def _no_extra(key: Key) -> PyTree:
+  del key
+  return ()
+
+
+def from_loss(
+  loss_fn: Callable[[Params, State, Batch, Key], tuple[Array, Aux]],
+  model: Model,
+  tx: optax.GradientTransformation,
+  *,
+  init_extra: Callable[[Key], PyTree] = _no_extra,
+  refit: Refit | None = None,
+) -> Method:
+  """A method that descends one loss with one optimizer.
+
+  Args:
+    loss_fn: `(params, state, batch, key) -> (loss, Aux)`; differentiates by
+      `params`, finds batch statistics and memory in `state`, returns a sum of
+      `global_mean`s. It must hand `state.extra` on in `Aux.extra`.
+    model: the network; `predict` is its deterministic pass.
+    tx: the optimizer.
+    init_extra: `key -> State.extra`.
+    refit: handed on.
+
+  Returns:
+    The method. `step` reports the metrics `loss`, those of `Aux`, and where
+    there are `Table`s `unplaced`.
+
+  Raises:
+    ValueError: at trace time, if `Aux.extra` or `Aux.stats` has another
+      structure than the state's.
+  """
+
+  def init(key: Key) -> State:
+    key_model, key_extra = jax.random.split(key)
+    params, stats = model.init(key_model)
+    extra = init_extra(key_extra)
+    return State(jnp.int32(0), params, stats, tx.init(params), extra)
+
+  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+    (loss, aux), gradient = global_grad(loss_fn)(
+      state.params, state, batch, key
+    )
+    for name in ('stats', 'extra'):
+      old, new = (
+        str(jax.tree.structure(getattr(s, name))) for s in (state, aux)
+      )
+      check(
+        old == new,
+        f'Aux.{name} has the structure {new}, State.{name} has {old}',
+      )
+    updates, opt = tx.update(gradient, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = State(state.step + 1, params, aux.stats, opt, aux.extra)
+    metrics = {'loss': loss, **aux.metrics, **unplaced(aux.extra, batch)}
+    return state, metrics
+
+  return Method(init, step, predict_with(model), refit)
+
+
+def supervised(
+  per_example_loss: Callable[[Array, Array], Array],
+  model: Model,
+  tx: optax.GradientTransformation,
+) -> Method:
+  """Trains on `labels` with any per-example loss.
+
+  Args:
+    per_example_loss: `(logits [b, c], labels [b] or [b, c]) -> [b]`.
+    model: the network.
+    tx: the optimizer.
+
+  Returns:
+    A method over batches of `x`, `labels`, `weight` and `index`. A label out of
+    range, -1 for one, needs the weight 0: with any other the loss is NaN.
+
+  Raises:
+    ValueError: at trace time, if a batch lacks an array or the loss gives
+      anything but one value for each example.
+  """
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    check_batch(batch, 'x', 'labels', 'weight')
+    weight = jnp.asarray(batch['weight'])
+    outputs, stats = training_pass(
+      model, params, state.stats, batch['x'], model_keys(key, batch), weight
+    )
+    losses = per_example_loss(outputs.logits, batch['labels'])
+    check_losses(losses, weight)
+    return global_mean(losses, weight), Aux(stats)
+
+  return from_loss(loss_fn, model, tx)
+
+
+def supervised_bags(
+  per_bag_loss: Callable[[Array, Batch], Array],
+  model: Model,
+  tx: optax.GradientTransformation,
+) -> Method:
+  """Trains on any loss of whole bags.
+
+  Args:
+    per_bag_loss: `(logits [b, m, c], batch) -> [b]`.
+    model: of instances.
+    tx: the optimizer.
+
+  Returns:
+    A method over batches of `x` [b, m, ...], `index` and `weight` [b], and what
+    the loss reads; `predict` is of instances.
+  """
+
+  def loss_fn(
+    params: Params, state: State, batch: Batch, key: Key
+  ) -> tuple[Array, Aux]:
+    check_batch(batch, 'x', 'weight')
+    views = batch['x'][None]
+    outputs, stats = apply_to_bags(
+      model, params, state.stats, views, batch, key
+    )
+    losses = per_bag_loss(outputs.logits[0], batch)
+    check_losses(losses, batch['weight'])
+    return global_mean(losses, batch['weight']), Aux(stats)
+
+  return from_loss(loss_fn, model, tx)
+
+
+def check_losses(losses: Array, weight: Array) -> None:
+  """Raises unless there is one loss [b] for each example with `weight` [b].
+
+  `global_mean` would take [b, b], which some broadcasting made, as well.
+  """
+  check(
+    losses.shape == weight.shape,
+    f'the loss must give one value for each example, as weight has: '
+    f'{weight.shape}, got {losses.shape}',
+  )
+
+
+def predict_with(model: Model) -> Callable[[State, Inputs], Outputs]:
+  """`Method.predict` where the weights to evaluate are `state.params`."""
+
+  def predict(state: State, x: Inputs) -> Outputs:
+    return model.apply(state.params, state.stats, x, None, False)[0]
+
+  return predict
+
+
+# --- passes -------------------------------------------------------------------
+
+
+def of_stream(batch: Batch, name: str) -> Batch:
+  """The arrays of a second stream of a batch, without the suffix of its name.
+
+  Args:
+    batch: with `x_NAME`, `weight_NAME`, `index_NAME` and others, as
+      `fit(streams={NAME: ...})` makes them.
+    name: of the stream.
+
+  Returns:
+    A batch of `x`, `weight`, `index`, ...: what ends in the suffix. Without a
+    weight all weights are one, without an index examples are told apart by
+    their position.
+
+  Raises:
+    ValueError: if the batch has no such stream.
+
+  >>> batch = {'x': jnp.zeros(2), 'x_u': jnp.ones(3), 'index_u': jnp.arange(3)}
+  >>> sorted(of_stream(batch, 'u'))
+  ['index', 'weight', 'x']
+  """
+  check_batch(batch, f'x_{name}')
+  suffix = f'_{name}'
+  found = {
+    key.removesuffix(suffix): values
+    for key, values in batch.items()
+    if key.endswith(suffix)
+  }
+  b = jax.tree.leaves(found['x'])[0].shape[0]
+  found.setdefault('weight', jnp.ones(b))
+  found.setdefault('index', _positions(b))
+  return found
+
+
+def _positions(b: int) -> Array:
+  first = lax.axis_index(AXIS) * b if axis_is_bound() else 0
+  return first + jnp.arange(b)
+
+
+def model_keys(key: Key, batch: Batch, stream: str = '') -> Key:
+  """The keys [b] for a network's training pass on `batch`.
+
+  Args:
+    key: of the step.
+    batch: with `index` [b].
+    stream: its name, if it comes from `of_stream`: examples of two streams are
+      not the same though they have the same index.
+
+  Returns:
+    [b] keys.
+
+  Raises:
+    ValueError: if the batch has no `index`.
+  """
+  check_batch(batch, 'index')
+  key = jax.random.fold_in(key, MODEL_TAG)
+  if stream:
+    key = jax.random.fold_in(key, name_tag(stream))
+  return example_keys(key, batch['index'])
+
+
+def training_pass(
+  model: Model,
+  params: Params,
+  stats: Stats,
+  x: Inputs,
+  keys: Key | None,
+  weight: Array,
+) -> tuple[Outputs, Stats]:
+  """A network's pass in training: rows of weight 0 leave no trace in it.
+
+  Their inputs are replaced by zeros, whatever they hold (backward passes would
+  multiply zero by NaN), and batch statistics are of the others alone. A batch
+  without any weight changes no statistics.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    stats: its batch statistics.
+    x: arrays [b, ...].
+    keys: [b], one for each example.
+    weight: [b], >= 0 or bool.
+
+  Returns:
+    The outputs, of zeros in rows of weight 0, and the new statistics.
+
+  Raises:
+    ValueError: if an array of `x` or `weight` is not [b, ...].
+  """
+  there = jnp.asarray(weight) > 0
+
+  def shown(a: Array) -> Array:
+    check(
+      there.ndim == 1 and a.shape[:1] == there.shape,
+      f'weight must be [b] and x [b, ...], got shapes {there.shape} and '
+      f'{a.shape}',
+    )
+    return jnp.where(there.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+
+  x = jax.tree.map(shown, x)
+  if not jax.tree.leaves(stats):
+    return model.apply(params, stats, x, keys, True)
+  some = global_sum(jnp.sum(there)) > 0
+  outputs, new = model.apply(params, stats, x, keys, True, there | ~some)
+  return outputs, jax.tree.map(lambda n, o: jnp.where(some, n, o), new, stats)
+
+
+def apply_views(
+  model: Model,
+  params: Params,
+  stats: Stats,
+  views: Sequence[Inputs],
+  keys: Key,
+  weight: Array,
+) -> tuple[Outputs, Stats]:
+  """Outputs [b, views, ...] of several views of each example, in one pass.
+
+  The views of an example stay side by side, and so on one device: put one after
+  the other, arrays that are split over devices would have to move. Batch
+  statistics are of all views together.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    stats: its batch statistics.
+    views: at least one tree of arrays [b, ...], all of one structure and shape.
+    keys: [b], as from `model_keys`.
+    weight: [b], as for `training_pass`.
+
+  Returns:
+    The outputs without `aux`, and the new statistics.
+
+  Raises:
+    ValueError: if the views differ in shape, or as `training_pass`.
+  """
+  count, b = len(views), keys.shape[0]
+  shapes = [jax.tree.map(jnp.shape, view) for view in views]
+  check(
+    all(shape == shapes[0] for shape in shapes),
+    f'views must all have one shape, got {shapes}',
+  )
+
+  def flatten(a: Array) -> Array:
+    return a.reshape(b * count, *a.shape[2:])
+
+  x = jax.tree.map(lambda *a: flatten(jnp.stack(a, axis=1)), *views)
+  keys = flatten(jax.vmap(lambda k: jax.random.split(k, count))(keys))
+  weight = jnp.repeat(jnp.asarray(weight), count)
+  outputs, stats = training_pass(model, params, stats, x, keys, weight)
+
+  def of_views(values: Array) -> Array:
+    return values.reshape(b, count, *values.shape[1:])
+
+  return Outputs(of_views(outputs.logits), of_views(outputs.features)), stats
+
+
+def apply_to_bags(
+  model: Model,
+  params: Params,
+  stats: Stats,
+  views: Array,
+  batch: Batch,
+  key: Key,
+) -> tuple[Outputs, Stats]:
+  """Outputs [views, b, m, ...] of all instances, in one training pass.
+
+  Instances outside the mask and bags of weight 0 leave no trace in it, however
+  wide the padding is: see `training_pass`.
+
+  Args:
+    model: of instances.
+    params: its parameters.
+    stats: its batch statistics.
+    views: [views, b, m, ...].
+    batch: with `index` [b], from which come the keys, `weight` [b], and `mask`
+      [b, m] where bags are ragged.
+    key: of the step.
+
+  Returns:
+    The outputs without `aux`, and the new statistics.
+  """
+  count, b, m = views.shape[:3]
+  there = mask_of(batch) & (jnp.asarray(batch['weight']) > 0)[:, None]
+  # [b, views, m]: what is of one bag, and so of one device, stays together.
+  x = jnp.moveaxis(views, 0, 1).reshape(-1, *views.shape[3:])
+  split = jax.vmap(jax.random.split, (0, None))
+  keys = split(split(model_keys(key, batch), count).reshape(-1), m)
+  weight = jnp.broadcast_to(there[:, None], (b, count, m))
+  outputs, stats = training_pass(
+    model, params, stats, x, keys.reshape(-1), weight.reshape(-1)
+  )
+
+  def of_bags(values: Array) -> Array:
+    values = values.reshape(b, count, m, *values.shape[1:])
+    return jnp.moveaxis(values, 1, 0)
+
+  return Outputs(of_bags(outputs.logits), of_bags(outputs.features)), stats
+
+
+def bag_logits(
+  predict: Callable[[State, Inputs], Outputs], state: State, x: Array
+) -> Array:
+  """Logits [b, m, c] of instances x [b, m, ...]."""
+  flat = predict(state, x.reshape(-1, *x.shape[2:])).logits
+  return flat.reshape(*x.shape[:2], -1)
+
+
+def mask_of(batch: Batch) -> Array:
+  """[b, m] bool, where there is an instance."""
+  shape = batch['x'].shape[:2]
+  return jnp.asarray(batch.get('mask', jnp.ones(shape, bool)))
+
+
+def proportions_of(batch: Batch) -> Array:
+  """[b, 2], the shares of both classes in each bag by its `counts` [b].
+
+  A bag of weight 0 may hold anything: its share is one half.
+
+  Raises:
+    TypeError: if the counts are no integers: they may be shares already.
+  """
+  check_batch(batch, 'counts')
+  counts, sizes = jnp.asarray(batch['counts']), jnp.sum(mask_of(batch), axis=1)
+  check(
+    jnp.issubdtype(counts.dtype, jnp.integer),
+    f'counts must be integers, got {counts.dtype}; of shares they are '
+    '`noise.counts_of_proportions`',
+    TypeError,
+  )
+  known = jnp.asarray(batch.get('weight', jnp.ones(sizes.shape))) > 0
+  share = jnp.where(known, counts / jnp.maximum(sizes, 1), 0.5)
+  return jnp.stack([1 - share, share], axis=-1)
+
+
+def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
+  """Calls `f` on each of `count` stacked networks and stacks the results.
+
+  An unrolled loop: `vmap` over convolutional networks becomes grouped
+  convolutions, which are several times slower on CPU.
+
+  Args:
+    f: called with the i-th slice of every argument.
+    count: the leading size of every array in `stacked`.
+    *stacked: trees of [count, ...].
+
+  Returns:
+    A tree of [count, ...].
+
+  >>> each(lambda p: 2 * p, 2, jnp.array([1, 2])).tolist()
+  [2, 4]
+  """
+  for leaf in jax.tree.leaves(stacked):
+    check(
+      leaf.shape[:1] == (count,),
+      f'each: a stacked array has shape {leaf.shape}; its leading size must be '
+      f'count = {count}',
+    )
+  results = [
+    f(*jax.tree.map(operator.itemgetter(i), stacked)) for i in range(count)
+  ]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+# --- steps --------------------------------------------------------------------
+
+
+def all_finite(tree: PyTree) -> Array:
+  """Whether every number of every array is finite, [] bool.
+
+  Args:
+    tree: of arrays.
+
+  Returns:
+    [] bool; of arrays that are the same on all devices, so is this.
+
+  >>> bool(all_finite({'a': jnp.ones(2), 'b': jnp.array([jnp.nan])}))
+  False
+  """
+  finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(finite))
+
+
+def select(done: Array, new: T, old: T) -> T:
+  """The new arrays if a step is done, else the old ones.
+
+  Args:
+    done: [] bool, the same on all devices.
+    new: a tree of arrays.
+    old: a tree like `new`.
+
+  Returns:
+    A tree like `new`.
+  """
+  return jax.tree.map(lambda new, old: jnp.where(done, new, old), new, old)
+
+
+def guarded_step(
+  tx: optax.GradientTransformation,
+  gradient: Params,
+  old: tuple[Params, Stats, optax.OptState],
+  stats: Stats,
+  allowed: Array | bool = True,
+) -> tuple[tuple[Params, Stats, optax.OptState], Array]:
+  """A step of an optimizer, skipped if the gradient is not finite.
+
+  Args:
+    tx: the optimizer.
+    gradient: a tree like the parameters, the same on all devices.
+    old: parameters, batch statistics, and the state of `tx`.
+    stats: the new statistics.
+    allowed: [] bool; where it is false the step is skipped as well.
+
+  Returns:
+    The new three, or `old`; and whether the step was done, [] bool.
+
+  >>> tx, params = optax.sgd(1.0), jnp.ones(1)
+  >>> old = params, {}, tx.init(params)
+  >>> (new, _, _), done = guarded_step(tx, jnp.array([jnp.nan]), old, {})
+  >>> new.tolist(), bool(done)
+  ([1.0], False)
+  """
+  done = all_finite(gradient) & allowed
+  updates, opt = tx.update(gradient, old[2], old[0])
+  new = optax.apply_updates(old[0], updates), stats, opt
+  return select(done, new, old), done
+
+
+def ema(average: T, values: T, decay: Scalar) -> T:
+  r"""An exponential moving average, moved on.
+
+  .. math:: a \leftarrow d a + (1 - d) v
+
+  Args:
+    average: a, a tree of arrays.
+    values: v, a tree like it.
+    decay: d in [0, 1].
+
+  Returns:
+    A tree like `average`, of its dtypes.
+
+  >>> ema(jnp.array([1.0]), jnp.array([0.0]), 0.75).tolist()
+  [0.75]
+  """
+  moved = optax.incremental_update(values, average, 1 - decay)
+  return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, average)
+
+
+def per_example_step(
+  table: Table,
+  index: Array,
+  gradient: Array,
+  learning_rate: Scalar,
+  *,
+  where: Array | None = None,
+) -> Table:
+  r"""Plain gradient descent on the rows of a batch, each of one example.
+
+  .. math:: r_i \leftarrow r_i - \eta\, \nabla_{r_i} \sum_j \ell_j
+
+  What belongs to one example descends the loss of that example: take the
+  gradient of the *sum* of the local losses by the rows that were read, which no
+  other device knows. Of the mean it would be b times smaller.
+
+  Args:
+    table: rows [shards, m, ...].
+    index: [b] int, as for `base.read_rows`.
+    gradient: [b, ...].
+    learning_rate: eta.
+    where: [b] bool, the examples that step, as in `base.write_rows`.
+
+  Returns:
+    The new table.
+
+  Raises:
+    ValueError: as `base.write_rows`.
+
+  >>> from jnl.base import pack_rows, unpack_rows
+  >>> table = pack_rows(jnp.zeros(3))
+  >>> new = per_example_step(table, jnp.array([2]), jnp.array([1.0]), 0.5)
+  >>> unpack_rows(new, 3).tolist()
+  [0.0, 0.0, -0.5]
+
+  Reference: as the variables of SOP move, Liu et al., arXiv 2202.14026.
+  """
+  rows = read_rows(table, index)
+  moved = rows - learning_rate * gradient.astype(rows.dtype)
+  return write_rows(table, index, moved, where=where)

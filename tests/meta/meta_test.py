@@ -1,0 +1,408 @@
+"""Meta gradients, STORM's statistics, and the small networks."""
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jnl import losses, meta
+from jnl.meta import _statistics as own
+from jnl.nets import MLP, StridedCNN, from_linen
+
+KEY = jax.random.key(0)
+
+
+# --- gradients through a step ------------------------------------------------
+
+OPTIMIZERS = {
+  'sgd': optax.sgd(0.3),
+  'momentum': optax.chain(
+    optax.add_decayed_weights(1e-2), optax.sgd(0.3, momentum=0.9, nesterov=True)
+  ),
+  # Reverse mode is NaN for units that never were active, but for eps_root.
+  'adam': optax.adam(1e-2, eps_root=1e-12),
+  'first_adam': meta.first_adam(1e-2, eps=1e-3),
+}
+NETS = {
+  'mlp': lambda: from_linen(MLP(3, (8,), batch_norm=True), (6, 6, 1)),
+  'cnn': lambda: from_linen(
+    StridedCNN(3, (3, 4), 5, batch_norm=True), (6, 6, 1)
+  ),
+}
+
+
+def problem(model, seed=0, b=5):
+  """Parameters, losses of a batch and a loss on another, in float64."""
+  rng = np.random.default_rng(seed)
+  params, stats = model.init(KEY)
+  params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+  x, x_meta = rng.normal(size=(2, b, 6, 6, 1))
+  y, y_meta = rng.integers(0, 3, (2, b))
+
+  def per_example(params, x, y):
+    return losses.ce(model.apply(params, stats, x, None, True)[0].logits, y)
+
+  return (
+    params,
+    lambda p: per_example(p, x, y),
+    lambda p: jnp.mean(per_example(p, x_meta, y_meta)),
+  )
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_forward_is_reverse_second_order(net):
+  with jax.enable_x64(True):
+    params, per_example, meta_loss = problem(NETS[net]())
+
+    @jax.jit
+    def both(weights):
+      """For every optimizer, in a state that has seen a gradient."""
+      found = []
+      for tx in OPTIMIZERS.values():
+        earlier = jax.grad(lambda p: jnp.sum(per_example(p) ** 2))(params)
+        opt = tx.update(earlier, tx.init(params), params)[1]
+        rest = (weights, params, opt, tx)
+        found.append(
+          [
+            f(per_example, meta_loss, *rest)
+            for f in (meta.meta_gradient, meta.reverse_meta_gradient)
+          ]
+        )
+      return found
+
+    for name, (forward, reverse) in zip(
+      OPTIMIZERS, both(jnp.array([0.3, 1.0, 0.0, 0.5, 2.0])), strict=True
+    ):
+      scale = np.abs(reverse.weights).max()
+      assert scale > 0
+      np.testing.assert_allclose(
+        forward.weights, reverse.weights, atol=1e-5 * scale, err_msg=name
+      )
+      for ours, theirs in zip(
+        jax.tree.leaves(forward[1:]), jax.tree.leaves(reverse[1:]), strict=True
+      ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_first_adam_by_hand():
+  g = jnp.array([2.0, -1e-3, 0.0])
+  tx = meta.first_adam(0.1, b2=0.99, eps=1e-4)
+  moved, _, pull = meta.virtual_step(g, jnp.zeros(3), tx.init(g), tx)
+  effective = 1e-3
+  np.testing.assert_allclose(moved, -0.1 * g / (jnp.abs(g) + effective), 1e-6)
+  slope = -0.1 * effective / (jnp.abs(g) + effective) ** 2
+  np.testing.assert_allclose(pull(jnp.ones(3)), slope, rtol=1e-5)
+  # Whatever optimizer it is of, Adam forgets all but the gradient's sign.
+  plain = optax.adam(0.1).update(g, optax.adam(0.1).init(g))[0]
+  np.testing.assert_allclose(moved[0], plain[0], rtol=1e-3)
+
+
+def test_adam_has_no_slope_where_all_gradients_were_zero():
+  g, tx = jnp.array([0.5, 0.0]), optax.adam(0.1)
+  _, _, pull = meta.virtual_step(g, jnp.zeros(2), tx.init(g), tx)
+  pulled = pull(jnp.ones(2))
+  assert np.isfinite(pulled).all()
+  assert pulled[1] == 0
+  # What is not a number before the optimizer stays that.
+  assert np.isnan(pull(jnp.array([1.0, jnp.nan]))[1])
+
+
+def test_first_adam_checks_its_numbers():
+  with pytest.raises(ValueError, match='b2'):
+    meta.first_adam(0.1, b2=1.0)
+  with pytest.raises(ValueError, match='eps'):
+    meta.first_adam(0.1, eps=0.0)
+
+
+# --- weights and labels ------------------------------------------------------
+
+
+def test_l2rw_weights():
+  alignment = jnp.array([3.0, -1.0, jnp.nan, 1.0])
+  found = meta.l2rw_weights(alignment, jnp.array([1.0, 1.0, 0.0, 2.0]))
+  np.testing.assert_allclose(found, [0.6, 0, 0, 0.4], rtol=1e-6)
+  np.testing.assert_array_equal(meta.l2rw_weights(-jnp.ones(3)), 0)
+  with pytest.raises(ValueError, match='weight'):
+    meta.l2rw_weights(jnp.ones(3), jnp.ones(2))
+
+
+def test_look_ahead_discount():
+  before, after = {'a': jnp.array([3.0, 4.0])}, {'a': jnp.array([1.0, 2.0])}
+  pulled = {'a': -0.1 * after['a']}
+  found = meta.look_ahead_discount(before, after, pulled)
+  np.testing.assert_allclose(found, 0.9 * 11 / 25, rtol=1e-6)
+  zero = {'a': jnp.zeros(2)}
+  assert meta.look_ahead_discount(zero, after, pulled) == 0
+
+
+def test_labels_of_mslc_are_distributions_with_three_limits():
+  logits, soft = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([[0.2, 0.5, 0.3]])
+  labels, one, zero = jnp.array([2]), jnp.ones(1), jnp.zeros(1)
+  found = [
+    meta.mslc_labels(logits, labels, soft, a, b)[0]
+    for a, b in ((one, one), (zero, one), (zero, zero), (one / 2, one / 3))
+  ]
+  np.testing.assert_allclose(found[0], [0, 0, 1])
+  np.testing.assert_allclose(found[1], soft[0])
+  np.testing.assert_allclose(found[2], jax.nn.softmax(logits)[0], rtol=1e-6)
+  np.testing.assert_allclose(np.sum(found, axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('skip', [False, True])
+def test_corrector_gives_distributions(skip):
+  model = meta.corrector(4, 3, embedding=2, hidden=(5,), skip=skip)
+  params, stats = model.init(KEY)
+  x, y = jnp.ones((2, 4)), jnp.array([0, 2])
+  log_q = model.apply(params, stats, (x, y), None, True)[0].logits
+  np.testing.assert_allclose(jnp.exp(log_q).sum(1), 1, rtol=1e-6)
+  if skip:  # an open gate leaves the label as it is
+    bias = params['layers'][-1]['bias'].at[3].set(1e4)
+    params['layers'][-1]['bias'] = bias
+    log_q = model.apply(params, stats, (x, y), None, True)[0].logits
+    np.testing.assert_allclose(jnp.exp(log_q), jnp.eye(3)[y], atol=1e-6)
+
+
+# --- what STORM sees ---------------------------------------------------------
+
+
+def by_hand(losses, logits, labels, known):
+  """The 19 features, loop by loop; `known` rows come before the batch."""
+  probs = np.exp(logits - logits.max(-1, keepdims=True))
+  confidence = (probs / probs.sum(-1, keepdims=True)).max(-1)
+  rows = []
+  for i, label in enumerate(labels):
+    votes = [int(np.argmax(z) == label) for z in logits[:, i]]
+    half = len(votes) / 2
+    agree = sum(votes) > half or (sum(votes) == half and votes[0] == 1)
+    own = []
+    for values in (losses[:, i], confidence[:, i]):
+      spread = statistics.stdev(values) if len(values) > 1 else 0.0
+      own += [statistics.fmean(values), spread]
+    rows.append((label, agree, own))
+  everyone, features = known + rows, []
+  for label, agree, own in rows:
+    group = [r[2] for r in everyone if r[0] == label and r[1] == agree]
+    center = np.mean(group, axis=0)
+    group = [[*q, *distances(q, center)] for q in group]
+    triples = zip(
+      [*own, *distances(own, center)],
+      np.mean(group, axis=0),
+      np.std(group, axis=0, ddof=1) if len(group) > 1 else [1e-8] * 6,
+      strict=True,
+    )
+    features.append([*np.ravel(list(triples)), agree])
+  return np.array(features), everyone
+
+
+def distances(own, center):
+  """Divergence and overlap of N(mean, std) and that of the group."""
+  (mean, std), (other, spread) = own[:2], center[:2]
+  kl = 0.0
+  if std > 0 and spread > 0:
+    kl = np.log(spread / std) - 0.5
+    kl += (std**2 + (mean - other) ** 2) / (2 * spread**2)
+  normal = statistics.NormalDist
+  one, two = normal(mean, max(std, 1e-8)), normal(other, max(spread, 1e-8))
+  return kl, one.overlap(two)
+
+
+def draw(seed, passes=4, b=9, classes=3):
+  rng = np.random.default_rng(seed)
+  center = rng.normal(size=(b, classes))
+  logits = center + rng.normal(size=(passes, b, classes))
+  labels = rng.integers(0, classes, b)
+  values = np.asarray(losses.ce(logits, np.tile(labels, (passes, 1))))
+  return values, logits, labels
+
+
+storm_features = jax.jit(meta.storm_features)
+
+
+@pytest.mark.parametrize('passes', [1, 3, 4])
+def test_features_by_hand_with_what_is_remembered(passes):
+  with jax.enable_x64(True):
+    memory = meta.storm_memory(3, 18)
+    memory = memory._replace(rows=memory.rows.astype(jnp.float64))
+    known = []
+    for seed in range(2):
+      values, logits, labels = draw(seed, passes)
+      found, memory = storm_features(values, logits, labels, memory)
+      expected, known = by_hand(values, logits, labels, known)
+      np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    count = np.bincount([label for label, _, _ in known], minlength=3)
+    np.testing.assert_array_equal(memory.filled, count)
+
+
+def test_the_memory_keeps_the_last_of_each_class():
+  values, logits, labels = draw(0)
+  memory = meta.storm_memory(3, 9)
+  for seed in range(3):
+    values, logits, labels = draw(seed)
+    labels = np.zeros_like(labels)
+    _, memory = storm_features(values, logits, labels, memory)
+  np.testing.assert_array_equal(memory.filled, [9, 0, 0])
+  np.testing.assert_allclose(memory.rows[0, :, 0], values.mean(0), rtol=1e-6)
+
+
+def test_who_is_not_there_is_not_seen():
+  values, logits, labels = draw(1)
+  values = values.copy()
+  values[0, 4] = np.nan
+  mask = np.arange(9) != 7
+  memory = meta.storm_memory(3, 9)
+  found, seen = storm_features(values, logits, labels, memory, mask)
+  rest = [i for i in range(9) if i not in (4, 7)]
+  expected, alone = storm_features(
+    values[:, rest], logits[:, rest], labels[rest], memory
+  )
+  np.testing.assert_allclose(found[np.array(rest)], expected, rtol=2e-5)
+  np.testing.assert_array_equal(found[np.array([4, 7])], 0)
+  np.testing.assert_array_equal(seen.filled, alone.filled)
+  for k, count in enumerate(alone.filled):
+    latest = slice(9 - int(count), 9)
+    np.testing.assert_allclose(seen.rows[k, latest], alone.rows[k, latest])
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-3, 1e4])
+def test_features_are_finite(scale):
+  _, logits, labels = draw(2)
+  logits = np.float32(scale * logits)
+  logits[:, :3] = logits[0, :3]  # no deviation
+  values = losses.ce(logits, np.tile(labels, (4, 1)))
+  found, _ = storm_features(values, logits, labels, meta.storm_memory(3, 9))
+  assert np.isfinite(found).all()
+  np.testing.assert_array_equal(found[:3, [3, 9, 12]], 0)
+  assert (found[:, 15] >= 0).all()
+  assert (found[:, 15] <= 1 + 1e-6).all()
+  model = meta.rescaler(3)
+  params, stats = model.init(KEY)
+
+  def weights(params):
+    return meta.rescale(model, params, stats, found, labels, np.ones(9))[0]
+
+  gradient = jax.jit(jax.jacrev(weights))(params)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_overlaps_of_known_pairs():
+  mean, std = jnp.array([0.0, 0.0, 0.0, 5.0]), jnp.array([1.0, 1.0, 1.0, 1e-8])
+  other, spread = jnp.array([0.0, 2.0, 0.0, 5.0]), jnp.array([1, 1, 2, 1e-3])
+  found = own._overlap(mean, std, other, spread)
+  normal = statistics.NormalDist
+  expected = [
+    normal(m, s).overlap(normal(o, t))
+    for m, s, o, t in zip(mean, std, other, spread, strict=True)
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+  # Symmetric, and in single precision right where the tails are thin.
+  swapped = own._overlap(other, spread, mean, std)
+  np.testing.assert_array_equal(found, swapped)
+  thin = own._overlap(*jnp.array([0.0, 1.0, 10.0, 1.0]))
+  np.testing.assert_allclose(thin, normal(0, 1).overlap(normal(10, 1)), 1e-4)
+
+
+def test_bad_input_of_features():
+  values, logits, labels = draw(0)
+  memory = meta.storm_memory(3, 9)
+  with pytest.raises(ValueError, match='num_classes'):
+    meta.storm_features(values, logits, labels, meta.storm_memory(2, 9))
+  with pytest.raises(ValueError, match='does not fit a memory of 8'):
+    meta.storm_features(values, logits, labels, meta.storm_memory(3, 8))
+  with pytest.raises(ValueError, match='logits must'):
+    meta.storm_features(values, logits[0], labels, memory)
+  with pytest.raises(ValueError, match='losses must'):
+    meta.storm_features(values[0], logits, labels, memory)
+  with pytest.raises(ValueError, match='labels must'):
+    meta.storm_features(values, logits, labels[:2], memory)
+  with pytest.raises(TypeError, match='labels must be integer'):
+    meta.storm_features(values, logits, labels * 1.0, memory)
+  with pytest.raises(ValueError, match='size'):
+    meta.storm_memory(3, 0)
+
+
+def test_rescaler_normalizes_over_whoever_is_there():
+  model = meta.rescaler(3)
+  params, stats = model.init(KEY)
+  features = np.random.default_rng(0).normal(size=(6, 19))
+  labels = np.array([0, 2, 2, 0, 0, 2])  # nobody is in class 1
+
+  def rescale(features, labels, mask):
+    return meta.rescale(model, params, stats, features, labels, mask)[0]
+
+  mask = np.array([1, 1, 1, 1, 0, 0])
+  features[4] = 1e3
+  found = rescale(features, labels, mask)[:4]
+  alone = rescale(features[:4], labels[:4], np.ones(4))
+  np.testing.assert_allclose(found, alone, rtol=1e-4)
+  # Networks of the classes differ, each sees all.
+  assert np.ptp(rescale(features[:2][[0, 0]], labels[:2], np.ones(2))) == 0
+  other = rescale(features[:4], np.array([0, 2, 2, 1]), np.ones(4))
+  np.testing.assert_allclose(other[:3], alone[:3], rtol=1e-6)
+  assert other[3] != alone[3]
+  beyond = rescale(features[:4], np.array([0, 3, -1, 1]), np.ones(4))
+  np.testing.assert_array_equal(np.isnan(beyond), [0, 1, 1, 0])
+  with pytest.raises(ValueError, match='at least two examples'):
+    rescale(features[:1], labels[:1], np.ones(1))
+
+
+# --- streams -----------------------------------------------------------------
+
+
+def a_batch(**changes):
+  batch = {
+    'x': np.ones((3, 2), np.float32),
+    'labels': np.zeros(3, np.int32),
+    'weight': np.ones(3, np.float32),
+    'index': np.arange(3),
+    'x_meta': np.ones((2, 2), np.float32),
+    'labels_meta': np.zeros(2, np.int32),
+  }
+  batch |= changes
+  return {k: v for k, v in batch.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error', 'message'),
+  [
+    ({'x_meta': None}, ValueError, "lacks 'x_meta'.*meta.drawn"),
+    ({'labels_meta': None}, ValueError, "lacks 'labels_meta'"),
+    ({'labels_meta': np.zeros(2)}, TypeError, 'labels_meta must be integer'),
+    ({'labels_meta': np.zeros(3, int)}, ValueError, 'x_meta and labels_meta'),
+    (
+      {'x_meta': np.ones((0, 2)), 'labels_meta': np.zeros(0, int)},
+      ValueError,
+      'labels_meta must not be empty',
+    ),
+  ],
+)
+def test_streams_are_checked(changes, error, message):
+  with pytest.raises(error, match=message):
+    meta.read_stream(a_batch(**changes), KEY, meta=True)
+
+
+def test_streams_have_keys_of_their_own():
+  batch = a_batch(x_meta=np.ones((3, 2)), labels_meta=np.zeros(3, int))
+  train = meta.read_stream(batch, KEY)
+  other = meta.read_stream(batch, KEY, meta=True)
+  keys = jax.random.key_data(jnp.concatenate([train.keys, other.keys]))
+  assert len(np.unique(keys, axis=0)) == 6
+  np.testing.assert_array_equal(other.weight, 1)
+
+
+def test_drawn_draws_by_example_key():
+  data = {'x': np.arange(5.0), 'labels': np.arange(5)}
+  keys = jax.random.split(KEY, 40)
+  batch = meta.drawn(data)(keys, {'x': 0})
+  np.testing.assert_array_equal(batch['x_meta'], batch['labels_meta'])
+  assert set(batch['labels_meta'].tolist()) == set(range(5))
+  fewer = meta.drawn(data, every=4)(keys, {})
+  np.testing.assert_array_equal(fewer['x_meta'], batch['x_meta'][::4])
+  with pytest.raises(ValueError, match='labels'):
+    meta.drawn({'x': data['x']})
+  with pytest.raises(ValueError, match='every'):
+    meta.drawn(data, every=0)
+  with pytest.raises(ValueError, match='empty'):
+    meta.drawn({'x': data['x'][:0], 'labels': data['labels'][:0]})

@@ -1,0 +1,260 @@
+"""Belief propagation on counts as a method, and the baselines beside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jnl import losses, noise
+from jnl.methods import dllp, easy_llp, pseudo_labels, refine, similarity_graph
+from jnl.nets import MLP, from_linen
+from jnl.steps import bag_logits
+
+KEY = jax.random.key(0)
+N, M = 200, 8
+
+
+@pytest.fixture(scope='module')
+def clusters():
+  """Two Gaussians, far apart but for some; x, labels, bags, counts."""
+  rng = np.random.default_rng(0)
+  labels = (rng.random(N) < 0.3).astype(np.int32)
+  x = rng.normal(size=(N, 2)).astype(np.float32)
+  x[:, 0] += 4 * labels
+  bags = noise.cut_bags(rng.permutation(N - 3), M)  # three are in no bag
+  return x, labels, bags, noise.rows_of_bags(labels, bags).sum(1)
+
+
+def infer(clusters, **changes):
+  x, _, bags, counts = clusters
+  bags = {'index': bags.index, 'mask': bags.mask}
+  arguments = {'counts': counts, **bags, **changes}
+  return pseudo_labels(graph(x), **arguments)
+
+
+def graph(x, metric='euclidean', **changes):
+  return similarity_graph(jnp.asarray(x), metric=metric, **changes)
+
+
+def test_counts_and_neighbors_tell_the_labels(clusters):
+  found = infer(clusters)
+  assert found.converged
+  assert found.residual <= 1e-3
+  assert found.iterations < 200
+  assert np.mean(found.labels == clusters[1]) > 0.96
+  np.testing.assert_array_equal(found.labels, found.marginals > 0.5)
+  # The counts alone say the same of all instances of a bag.
+  alone = infer(clusters, pair_strength=0.0, bag_strength=np.inf)
+  share = clusters[3] / clusters[2].mask.sum(1)
+  of_bags = noise.rows_of_bags(alone.marginals, clusters[2])
+  mask = clusters[2].mask
+  expected = np.broadcast_to(share[:, None], mask.shape)
+  np.testing.assert_allclose(of_bags[mask], expected[mask], atol=1e-4)
+
+
+def test_ties_are_kernels_of_distances(clusters):
+  x = clusters[0]
+  tied = graph(x, metric='cosine', scale=2.0)
+  one, slot = np.nonzero(np.asarray(tied.weights))
+  other = np.asarray(tied.neighbors)[one, slot]
+  expected = np.exp(-np.linalg.norm(x[one] - x[other], axis=1) / 2)
+  found = np.asarray(tied.weights)[one, slot]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert len(one) >= 5 * N
+
+
+def test_the_units_do_not_matter_by_default(clusters):
+  one, two = graph(clusters[0]), graph(64 * clusters[0])
+  np.testing.assert_allclose(two.weights, one.weights, rtol=1e-5)
+  fixed = graph(clusters[0], scale=1.0)
+  assert np.abs(fixed.weights - one.weights).max() > 0.1
+
+
+def test_proportions_are_counts(clusters):
+  share = clusters[3] / clusters[2].mask.sum(1)
+  one = infer(clusters)
+  two = infer(clusters, counts=None, proportions=share)
+  np.testing.assert_array_equal(one.marginals, two.marginals)
+  with pytest.raises(ValueError, match='proportions'):
+    infer(clusters, counts=None, proportions=share * 0.9)
+  with pytest.raises(ValueError, match='either counts or proportions'):
+    infer(clusters, proportions=share)
+  with pytest.raises(ValueError, match='either counts or proportions'):
+    infer(clusters, counts=None)
+
+
+@pytest.mark.parametrize('missing', [False, True])
+def test_counts_of_a_table_are_not_taken_for_proportions(clusters, missing):
+  """A missing one has made them floating-point; 0 and 1 are shares as well."""
+  counts = np.minimum(clusters[3], 1).astype(float)
+  if missing:
+    counts[3] = np.nan
+  with pytest.raises(
+    TypeError, match=r'counts must be integers, .*proportions='
+  ):
+    infer(clusters, counts=counts)
+
+
+def test_decided_by_counts_they_hold(clusters):
+  found = infer(clusters, decision='counts')
+  held = noise.rows_of_bags(found.labels, clusters[2]).sum(1)
+  np.testing.assert_array_equal(held, clusters[3])
+
+
+def test_what_a_learner_says_is_heard(clusters):
+  sure = np.where(clusters[1], 9.0, -9.0).astype(np.float32)
+  found = infer(clusters, log_odds=jnp.asarray(sure))
+  np.testing.assert_array_equal(found.labels, clusters[1])
+
+
+def test_bags_of_one_are_labels(clusters):
+  x, labels, _, _ = clusters
+  bags = noise.cut_bags(np.arange(N), 1)
+  with pytest.warns(UserWarning, match='every bag is pure'):
+    found = pseudo_labels(
+      graph(x), bags.index, bags.mask, labels, decision='counts'
+    )
+  np.testing.assert_array_equal(found.labels, labels)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'counts': np.zeros(25, int)}, 'counts: of the instances none is pos'),
+    ({'counts': np.r_[[M] * 24, 5]}, 'counts: of the instances all are pos'),
+    ({'counts': np.r_[[3] * 24, 9]}, 'counts must lie between 0 and'),
+    ({'counts': np.ones(3, int)}, 'counts must be'),
+    ({'decision': 'top'}, 'decision'),
+    ({'pair_strength': -1.0}, 'pair_strength'),
+  ],
+)
+def test_pseudo_labels_check_their_input(clusters, changes, message):
+  with pytest.raises(ValueError, match=message):
+    infer(clusters, **changes)
+
+
+def test_graphs_check_their_input(clusters):
+  x = clusters[0]
+  with pytest.raises(ValueError, match='scale'):
+    graph(x, scale=0.0)
+  with pytest.raises(ValueError, match='k must lie'):
+    graph(x, k=N)
+  x = x.copy()
+  x[3, 1] = np.nan
+  with pytest.raises(ValueError, match='finite'):
+    graph(x)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_constant_and_repeated_rows_are_no_trouble(clusters, metric):
+  _, _, bags, counts = clusters
+  tied = graph(np.zeros((N, 2), np.float32), metric=metric)
+  found = pseudo_labels(tied, bags.index, bags.mask, counts)
+  assert np.all(np.isfinite(found.marginals))
+
+
+def batch_of(clusters, k=4):
+  x, labels, bags, counts = clusters
+  bags = noise.Bags(bags.index[-k:], bags.mask[-k:])  # the last one is short
+  return {
+    'x': jnp.asarray(noise.rows_of_bags(x, bags)),
+    'mask': jnp.asarray(bags.mask),
+    'counts': jnp.asarray(counts[-k:]),
+    'instance_labels': jnp.asarray(noise.rows_of_bags(labels, bags)),
+    'index': jnp.arange(k),
+    'weight': jnp.array([1.0, 2.0, 0.0, 0.5]),
+  }
+
+
+def test_both_heads_of_the_embedding_learn(clusters):
+  model = from_linen(MLP(2, (5,)), (2,))
+  head = from_linen(MLP(2, (3,)), (5,))
+  method = refine(model, head, optax.sgd(0.1), bag_weight=0.3)
+  state, batch = method.init(KEY), batch_of(clusters)
+  _, metrics = method.step(state, batch, KEY)
+  # By hand, bag after bag.
+  instances, bags = [], []
+  for b in range(4):
+    there = np.asarray(batch['mask'][b])
+    outputs = method.predict(state, batch['x'][b][there])
+    instances.append(
+      losses.ce(outputs.logits, batch['instance_labels'][b][there])
+    )
+    pooled = outputs.features.mean(0, keepdims=True)
+    logits, _ = head.apply(state.params[1], {}, pooled, None, False)
+    share = batch['counts'][b] / there.sum()
+    target = jnp.stack([1 - share, share])[None]
+    bags.append(losses.ce(logits.logits, target)[0])
+  weight = np.asarray(batch['weight'])
+  total = sum(w * v.sum() for w, v in zip(weight, instances, strict=True))
+  count = sum(w * len(v) for w, v in zip(weight, instances, strict=True))
+  np.testing.assert_allclose(metrics['instances'], total / count, rtol=1e-5)
+  of_bags = np.dot(weight, np.stack(bags)) / weight.sum()
+  np.testing.assert_allclose(metrics['bags'], of_bags, rtol=1e-5)
+  loss = metrics['instances'] + 0.3 * metrics['bags']
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+
+
+def test_padding_does_not_matter(clusters):
+  model = from_linen(MLP(2, (5,)), (2,))
+  method = refine(model, from_linen(MLP(2, (3,)), (5,)), optax.sgd(0.1))
+  state, batch = method.init(KEY), batch_of(clusters)
+  other = jnp.where(batch['mask'][..., None], batch['x'], 77.0)
+  labels = jnp.where(batch['mask'], batch['instance_labels'], -5)
+  step = jax.jit(method.step)
+  one = step(state, batch, KEY)
+  two = step(state, {**batch, 'x': other, 'instance_labels': labels}, KEY)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('name', ['refine', 'dllp', 'easy_llp'])
+def test_bags_of_weight_0_leave_no_trace(clusters, name):
+  """Whatever they hold, and however they are padded."""
+  model, tx = from_linen(MLP(2, (5,)), (2,)), optax.sgd(0.1)
+  method = {
+    'refine': lambda: refine(model, from_linen(MLP(2, (3,)), (5,)), tx),
+    'dllp': lambda: dllp(model, tx),
+    'easy_llp': lambda: easy_llp(model, tx, prior=0.3),
+  }[name]()
+  state, batch = method.init(KEY), batch_of(clusters)  # the third has weight 0
+  step = jax.jit(method.step)
+  expected = step(state, batch, KEY)
+  assert np.isfinite(expected[1]['loss'])
+  for count, label, fill in (-1, -1, np.nan), (99, 255, np.inf), (0, 7, 1e30):
+    garbage = {
+      'x': batch['x'].at[2].set(fill),
+      'counts': batch['counts'].at[2].set(count),
+      'instance_labels': batch['instance_labels'].at[2].set(label),
+      'mask': batch['mask'].at[2].set(count >= 0),
+    }
+    found = step(state, {**batch, **garbage}, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('name', ['dllp', 'easy_llp'])
+def test_baselines_are_their_losses_on_proportions(clusters, name):
+  model = from_linen(MLP(2, (5,)), (2,))
+  batch = batch_of(clusters)
+  share = batch['counts'] / batch['mask'].sum(1)
+  both = jnp.stack([1 - share, share], axis=1)
+  if name == 'dllp':
+    method = dllp(model, optax.sgd(0.1), loss=losses.dllp_squared)
+    loss = lambda z: losses.dllp_squared(z, both, batch['mask'])
+  else:
+    method = easy_llp(model, optax.sgd(0.1), prior=0.3)
+    prior = jnp.array([0.7, 0.3])
+    loss = lambda z: losses.easy_llp(z, both, prior, batch['mask'])
+  state = method.init(KEY)
+  _, metrics = method.step(state, batch, KEY)
+  values = loss(bag_logits(method.predict, state, batch['x']))
+  expected = np.dot(batch['weight'], values) / batch['weight'].sum()
+  np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+
+
+def test_hyperparameters_are_checked():
+  model = from_linen(MLP(2, (5,)), (2,))
+  with pytest.raises(ValueError, match='prior'):
+    easy_llp(model, optax.sgd(0.1), prior=1.5)
+  with pytest.raises(ValueError, match='bag_weight'):
+    refine(model, model, optax.sgd(0.1), bag_weight=-1.0)

@@ -1,0 +1,472 @@
+"""Checkpoints: killed anywhere, resumed on other devices, never mixed up."""
+
+import contextlib
+import functools
+import json
+import pathlib
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+from fixture_methods import co_divide, cross_entropy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import processes
+import pytest
+
+from jnl.base import data_shards
+from jnl.data import PerRun
+from jnl.methods import elr
+from jnl.nets import MLP, from_linen
+from jnl.steps import supervised
+from jnl.train import Checkpoint, fit, fit_many
+from jnl.train import _checkpoint as checkpoints
+
+N = 62
+KEY = jax.random.key(0)
+CHILD = pathlib.Path(__file__).parents[1] / 'fixture_killed.py'
+
+
+def arrays():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(N, 2)).astype(np.float32)
+  return {'x': x, 'labels': rng.integers(0, 3, N)}
+
+
+def model(hidden=16, **kwargs):
+  return from_linen(MLP(3, (hidden,), **kwargs), (2,))
+
+
+def elr_method(batch_size=16, rate=1e-2, lam=3.0):
+  net = model(batch_norm=True, dropout=0.1)
+  shards = data_shards(N, batch_size)
+  return elr(
+    net, optax.adam(rate), num_examples=N, num_classes=3, lam=lam, shards=shards
+  )
+
+
+def train(checkpoint, method=None, **options):
+  options = {'epochs': 3, 'batch_size': 16, **options}
+  return fit(
+    elr_method() if method is None else method,
+    options.pop('data', arrays()),
+    options.pop('key', KEY),
+    checkpoint=checkpoint,
+    held_out={'train': options.pop('train', arrays())},
+    **options,
+  )
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+  """A context in which training is told to stop at its k-th look."""
+
+  @contextlib.contextmanager
+  def after(k):
+    looks = iter(range(10**9))
+
+    @contextlib.contextmanager
+    def noticing():
+      yield lambda: next(looks) >= k
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints, 'noticing_sigterm', noticing)
+      with pytest.raises(SystemExit) as stopped:
+        yield
+    assert stopped.value.code == 143
+
+  return after
+
+
+@pytest.mark.parametrize(
+  ('look', 'loop'), [(0, 'python'), (2, 'compiled'), (5, 'python')]
+)
+def test_an_interrupted_run_goes_on_to_the_bit(
+  look, loop, interrupted, tmp_path, capfd
+):
+  # Cores race in reductions: a bit is only a bit on one of them.
+  devices = jax.devices()[:1]
+  whole = train(None, devices=devices, loop=loop)
+  save = Checkpoint(tmp_path / 'run', every=2)
+  with interrupted(look):
+    train(save, devices=devices, loop=loop)
+  assert re.search(r'SIGTERM: saved epoch \d, step \d', capfd.readouterr().err)
+  resumed = train(save._replace(resume=True), devices=devices, loop=loop)
+  chex.assert_trees_all_close(whole, resumed, atol=1e-7)
+  assert resumed.state.step == 3 * (N // 16)
+
+
+@pytest.mark.parametrize(('first', 'then'), [(1, 8), (8, 1)])
+def test_it_goes_on_with_another_number_of_devices(
+  first, then, interrupted, tmp_path
+):
+  save = Checkpoint(tmp_path / 'run', every=1)
+  with interrupted(1):
+    train(save, devices=jax.devices()[:first])
+  resumed = train(save._replace(resume=True), devices=jax.devices()[:then])
+  whole = train(None, devices=jax.devices()[:first])
+  chex.assert_trees_all_close(whole, resumed, atol=1e-6, rtol=1e-6)
+  rows = resumed.state.extra.rows
+  assert len(rows.sharding.device_set) == then
+
+
+@pytest.mark.parametrize('vectorize', [True, False])
+def test_many_runs_go_on(vectorize, interrupted, tmp_path):
+  method = co_divide(model(), optax.sgd(0.1), N, data_shards(N, 16))
+  options = {'epochs': 2, 'batch_size': 16, 'vectorize': vectorize}
+  keys = jax.random.split(KEY, 2)
+  save = Checkpoint(tmp_path / 'runs', every=2)
+  with interrupted(4):
+    fit_many(method, arrays(), keys, checkpoint=save, **options)
+  save = save._replace(resume=True)
+  resumed = fit_many(method, arrays(), keys, checkpoint=save, **options)
+  whole = fit_many(method, arrays(), keys, **options)
+  chex.assert_trees_all_close(whole, resumed, atol=1e-6)
+
+
+@pytest.mark.parametrize('then', [1, 2])
+def test_five_runs_go_on_with_another_number_of_devices(
+  then, interrupted, tmp_path
+):
+  # Two devices train three each, and drop the sixth.
+  method = with_key(
+    elr(model(), optax.adam(1e-2), num_examples=N, num_classes=3, shards=8)
+  )
+  draws = np.stack([np.roll(arrays()['labels'], r) for r in range(5)])
+  data = {'x': arrays()['x'], 'labels': PerRun(draws)}
+  run = functools.partial(
+    fit_many, method, data, jax.random.split(KEY, 5), epochs=2, batch_size=16
+  )
+  save = Checkpoint(tmp_path / 'runs', every=2)
+  with interrupted(4):
+    run(checkpoint=save, devices=jax.devices()[:then])
+  whole = run(checkpoint=save._replace(resume=True))
+  kernel = jax.tree.leaves(whole.state.params)[0]
+  assert kernel.shape[0] == len(kernel.sharding.device_set) == 5
+  expected = run(devices=jax.devices()[:4])
+  chex.assert_trees_all_close(*map(raw_keys, (whole, expected)), atol=1e-6)
+
+
+def with_key(method):
+  """The method with a random key beside its memory, and that in a list."""
+
+  def init(key):
+    state = method.init(key)
+    return state._replace(extra=[state.extra, jax.random.fold_in(key, 1)])
+
+  def step(state, batch, key):
+    memory, own = state.extra
+    state, metrics = method.step(state._replace(extra=memory), batch, own)
+    own = jax.random.fold_in(own, 0)
+    return state._replace(extra=[state.extra, own]), metrics
+
+  return method._replace(init=init, step=step)
+
+
+def raw_keys(tree):
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, tree
+  )
+
+
+def diverging(after):
+  """Its parameters are NaN from that step on."""
+  rate = lambda step: jnp.where(step < after, 0.1, jnp.nan)
+  return supervised(cross_entropy, model(), optax.sgd(rate))
+
+
+def test_a_run_that_diverged_leaves_the_last_good_checkpoint(tmp_path, capfd):
+  save = Checkpoint(tmp_path / 'run', every=2, keep=2)
+  fitted = train(save, diverging(5), epochs=4)
+  assert np.isnan(fitted.history['loss'][-1]), 'it goes on'
+  assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['2', '4']
+  said = capfd.readouterr().err
+  assert said.count('not finite') == 1
+  assert re.search(
+    r'after epoch 2, step 0 .*this is not saved; .*run is 4', said
+  )
+  resumed = train(save._replace(resume=True), diverging(5), epochs=4)
+  chex.assert_trees_all_equal(fitted, resumed)
+
+
+def test_runs_that_did_not_diverge_are_saved(tmp_path, capfd):
+  x = np.stack([arrays()['x'], 1e30 * arrays()['x']])
+  fit_many(
+    supervised(lambda z, y: jnp.sum(z**2, -1), model(), optax.sgd(0.1)),
+    {**arrays(), 'x': PerRun(x)},
+    jax.random.split(KEY),
+    epochs=2,
+    batch_size=16,
+    checkpoint=Checkpoint(tmp_path / 'runs'),
+  )
+  assert (tmp_path / 'runs' / '6').exists()
+  said = capfd.readouterr().err
+  assert said.count('not finite') == 1
+  assert 'not finite in runs [1]: the others are saved' in said
+
+
+def test_checksums_are_of_what_the_devices_hold(monkeypatch):
+  x = np.arange(10**6, dtype=np.float32).reshape(-1, 4)
+  found = checkpoints.checksum(x)
+  assert found == checkpoints.checksum(jnp.asarray(x))
+  assert found == checkpoints.checksum(x.astype(np.float64))
+  other = x.copy()
+  other[-1, -1] = 0
+  assert found != checkpoints.checksum(other)
+  assert found != checkpoints.checksum(x[::-1])
+  # Of larger arrays, some blocks: the first is one of them.
+  monkeypatch.setattr(checkpoints, 'CHECKSUM_BYTES', 4096)
+  found = checkpoints.checksum(x)
+  other = x.copy()
+  other[0, 0] = 1
+  assert found != checkpoints.checksum(other)
+  runs = PerRun(np.stack([x, other]))
+  assert checkpoints.checksum(runs).split() == [
+    found,
+    checkpoints.checksum(other),
+  ]
+
+
+def test_the_log_has_every_epoch_once(interrupted, tmp_path):
+  save = Checkpoint(tmp_path / 'run', every=3)
+  log = tmp_path / 'log.jsonl'
+  with interrupted(6):
+    train(save, log=log)
+  torn = log.read_text() + '{"epoch": 3, "lo'
+  log.write_text(torn)
+  train(save._replace(resume=True), log=log)
+  rows = [json.loads(line) for line in log.read_text().splitlines()]
+  assert [row['epoch'] for row in rows] == [1, 2, 3]
+
+
+def test_the_last_ones_are_kept(tmp_path):
+  train(Checkpoint(tmp_path / 'run', every=2, keep=2))
+  assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['8', '9']
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+  save = Checkpoint(tmp_path / 'run')
+  fitted = train(save)
+  again = train(save._replace(resume=True))
+  chex.assert_trees_all_equal(fitted, again)
+  longer = train(save._replace(resume=True), epochs=4)
+  assert longer.history['loss'].shape == (4,)
+  with pytest.raises(ValueError, match=r'epochs is 3.*trained for 4'):
+    train(save._replace(resume=True))
+
+
+# --- what does not fit -------------------------------------------------------
+
+OTHER = {
+  'method': ({'label': 'gce'}, {}, 'method: fit saved, gce here'),
+  'key': ({'key': jax.random.key(1)}, {}, 'key'),
+  'batch': (
+    {'batch_size': 20, 'method': elr_method(20)},
+    {},
+    'data.batch_size: 16 saved, 20 here; data.shards: 8 saved, 2 here',
+  ),
+  'config': ({}, {'config': {'lam': 3}}, 'config.lam: 1 saved, 3 here'),
+  'labels': (
+    {'data': {**arrays(), 'labels': arrays()['labels'][::-1]}},
+    {},
+    r'differ: checksums\.data\.labels: \w{8} saved, \w{8} here$',
+  ),
+  'inputs': (
+    {'data': {**arrays(), 'x': jnp.asarray(2 * arrays()['x'])}},
+    {},
+    r'checksums\.data\.x: ',
+  ),
+  'held out': (
+    {'train': {**arrays(), 'labels': arrays()['labels'][::-1]}},
+    {},
+    r'checksums\.held_out\.train\.labels: ',
+  ),
+  'learning rate': (
+    {'method': elr_method(rate=2e-2)},
+    {},
+    r'another step: a hyperparameter.*Checkpoint\(same_step=False\)',
+  ),
+  'coefficient': ({'method': elr_method(lam=2.0)}, {}, 'another step'),
+  'augment': (
+    {'augment': lambda keys, batch: {**batch, 'x': 0.9 * batch['x']}},
+    {},
+    'another step',
+  ),
+  'shape': (
+    {'method': supervised(cross_entropy, model(8), optax.adam(1e-2))},
+    {},
+    r'Dense_0.*: \[\[2, 16\]',
+  ),
+  'dtype': (
+    {
+      'method': supervised(
+        cross_entropy, model(16), optax.adam(1e-2, mu_dtype=jnp.bfloat16)
+      )
+    },
+    {},
+    'float32.* saved.*bfloat16.* here',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', OTHER)
+def test_a_checkpoint_of_another_run_is_refused(case, tmp_path):
+  options, changes, message = OTHER[case]
+  first = {}
+  if case in ('shape', 'dtype'):
+    first['method'] = supervised(cross_entropy, model(16), optax.adam(1e-2))
+  save = Checkpoint(tmp_path / 'run', config={'lam': 1})
+  train(save, epochs=1, **first)
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(ValueError, match=message):
+    train(save._replace(resume=True, **changes), **options)
+  assert sorted(tmp_path.rglob('*')) == before, 'nothing is lost'
+
+
+def test_another_step_may_be_meant_and_old_checkpoints_say_less(tmp_path):
+  save = Checkpoint(tmp_path / 'run', resume=True)
+  train(save, epochs=1)
+  train(save._replace(same_step=False), elr_method(rate=2e-2), epochs=2)
+  with pytest.raises(ValueError, match='another step'):
+    train(save, epochs=3)
+  # One from before there were fingerprints and checksums.
+  for path in (tmp_path / 'run').rglob('*'):
+    if path.is_file() and '"about"' in path.read_bytes().decode('latin1'):
+      record = json.loads(path.read_text())
+      del record['step'], record['about']['checksums']
+      path.write_text(json.dumps(record))
+  other = {**arrays(), 'labels': arrays()['labels'][::-1]}
+  fitted = train(save, epochs=3, data=other)
+  assert fitted.history['loss'].shape == (3,)
+
+
+def test_a_new_run_does_not_touch_old_checkpoints(tmp_path):
+  train(Checkpoint(tmp_path / 'run'), epochs=1)
+  with pytest.raises(ValueError, match='already holds checkpoints'):
+    train(Checkpoint(tmp_path / 'run'))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').touch()
+  for resume in (True, False):
+    with pytest.raises(ValueError, match=r'thesis\.tex'):
+      train(Checkpoint(tmp_path, resume=resume))
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_an_empty_folder_is_begun_and_that_is_said(tmp_path, capfd):
+  train(Checkpoint(tmp_path / 'new', resume=True), epochs=1)
+  assert 'nothing to resume in' in capfd.readouterr().err
+
+
+def spoil(folder):
+  for path in folder.rglob('*'):
+    if path.is_file() and 'commit_success' not in path.name:
+      path.write_bytes(b'x')
+
+
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, capfd):
+  save = Checkpoint(tmp_path / 'run', every=3)
+  whole = train(save)
+  spoil(tmp_path / 'run' / '9' / 'state')
+  resumed = train(save._replace(resume=True))
+  assert 'checkpoint 9' in (err := capfd.readouterr().err)
+  assert 'cannot be read' in err
+  chex.assert_trees_all_close(whole, resumed, atol=1e-6)
+  for folder in (tmp_path / 'run').iterdir():
+    spoil(folder)
+  with pytest.raises(ValueError, match=r'no checkpoint in .* can be read'):
+    train(save._replace(resume=True))
+
+
+def test_a_path_under_a_file_is_refused(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match='file'):
+    train(Checkpoint(tmp_path / 'file' / 'run'))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capfd):
+  save = Checkpoint(tmp_path / 'run', every=3)
+  train(save, epochs=1)
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
+  try:
+    with pytest.raises(OSError, match=r'could not write checkpoint 6.* is 3'):
+      train(save._replace(resume=True), epochs=2)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+  assert [p.name for p in (tmp_path / 'run').iterdir()] == ['3']
+  assert len(capfd.readouterr().err) < 2000, 'an error, not pages of them'
+  train(save._replace(resume=True), epochs=2)
+
+
+# --- kill -9 -----------------------------------------------------------------
+
+
+def start(folder, out, epochs=8):
+  process = subprocess.Popen(
+    [sys.executable, CHILD, folder, out, str(epochs)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=processes.users(),
+  )
+  assert process.stdout.readline() == 'training\n', process.stderr.read()
+  return process
+
+
+def finish(process):
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize('kills', [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_goes_on_to_the_bit(kills, tmp_path):
+  finish(start(tmp_path / 'warm', tmp_path / 'warm'))
+  process = start(tmp_path / 'whole', tmp_path / 'whole')
+  begun = time.perf_counter()
+  finish(process)
+  seconds = time.perf_counter() - begun
+  rng = np.random.default_rng()
+  numbers = []
+  for _ in range(kills):
+    process = start(tmp_path / 'killed', tmp_path / 'killed')
+    time.sleep(rng.uniform(0, seconds))
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    assert 'cannot be read' not in errors
+    names = [p.name for p in (tmp_path / 'killed').glob('*')]
+    numbers.append(max([int(n) for n in names if n.isdigit()], default=0))
+  assert numbers == sorted(numbers), 'what was saved is not lost'
+  finish(start(tmp_path / 'killed', tmp_path / 'killed'))
+  whole, killed = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'killed'))
+  assert whole.files == killed.files
+  for name in whole.files:
+    np.testing.assert_array_equal(whole[name], killed[name], err_msg=name)
+  left = {p.name for p in (tmp_path / 'killed').iterdir()}
+  assert left == {'72', '76', '80'}, 'no litter'
+  logs = [(tmp_path / f'{n}.jsonl').read_text() for n in ('whole', 'killed')]
+  assert logs[0] == logs[1]
+
+
+def test_sigterm_saves_and_says_so(tmp_path):
+  finish(start(tmp_path / 'whole', tmp_path / 'whole'))
+  process = start(tmp_path / 'ended', tmp_path / 'ended')
+  while not list((tmp_path / 'ended').glob('[0-9]*')):
+    time.sleep(0.01)
+  process.terminate()
+  _, errors = process.communicate()
+  assert process.returncode == 143, errors
+  assert 'SIGTERM: saved epoch' in errors
+  finish(start(tmp_path / 'ended', tmp_path / 'ended'))
+  whole, ended = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'ended'))
+  for name in whole.files:
+    np.testing.assert_array_equal(whole[name], ended[name], err_msg=name)
