@@ -8,6 +8,7 @@ whether that axis is bound, and communicate only then.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
 import difflib
 import functools
 import math
@@ -109,7 +110,14 @@ class Aux(NamedTuple):
 
 
 def every_epoch(epoch: int) -> bool:
-  """The default `Refit.when`: always."""
+  """True for every epoch: the default of `Refit.when`.
+
+  Args:
+    epoch: any.
+
+  Returns:
+    True.
+  """
   del epoch
   return True
 
@@ -172,12 +180,27 @@ def check(ok: Any, message: str, error: type[Exception] = ValueError) -> None:
 
 
 def is_concrete(*arrays: Any) -> bool:
-  """Whether the values can be looked at: none of the arrays is being traced."""
+  """Whether the values can be looked at: none of the arrays is being traced.
+
+  Args:
+    *arrays: of any kind; what is no array counts as concrete.
+
+  Returns:
+    A bool, known while tracing.
+  """
   return not any(isinstance(a, jax.core.Tracer) for a in arrays)
 
 
 def check_name(argument: str, name: str, known: Iterable[str]) -> None:
   """Raises for a name that is not known, and names the close matches.
+
+  Args:
+    argument: what the error calls it.
+    name: as given.
+    known: the names there are.
+
+  Raises:
+    ValueError: if `name` is not among them.
 
   >>> check_name('net', 'mpl', ['mlp', 'cnn'])
   Traceback (most recent call last):
@@ -193,6 +216,13 @@ def check_name(argument: str, name: str, known: Iterable[str]) -> None:
 
 def check_batch(batch: Batch, *names: str) -> None:
   """Raises unless the batch has arrays of these names.
+
+  Args:
+    batch: arrays by name.
+    *names: those it needs.
+
+  Raises:
+    ValueError: if one is missing.
 
   >>> check_batch({'x': 0}, 'x', 'labels')
   Traceback (most recent call last):
@@ -221,6 +251,9 @@ def _made_by(name: str) -> str:
 def axis_is_bound() -> bool:
   """Whether this code is traced per device, over the axis `'data'`.
 
+  Returns:
+    A bool, known while tracing; False in the global view.
+
   Raises:
     ValueError: if it is traced per device over other axes alone: what is meant
       to be of all examples would be of those of a device.
@@ -244,6 +277,13 @@ def check_auto(x: Any, name: str) -> None:
 
   JAX asks there how the result of every indexing is to be split, which code
   that is written for any mesh, and for none, cannot say.
+
+  Args:
+    x: an array, or anything else, which passes.
+    name: what the error calls it.
+
+  Raises:
+    ValueError: if the rows are split over an explicit axis.
   """
   if not isinstance(x, jax.Array):
     return
@@ -260,7 +300,12 @@ def check_auto(x: Any, name: str) -> None:
 def mesh_of(x: Any) -> Mesh | None:
   """The mesh over whose axis `'data'` the rows of an array are split, if any.
 
-  None for an array on one device, a replicated one, and while tracing.
+  Args:
+    x: an array, or anything else.
+
+  Returns:
+    The mesh; None for what lies on one device or whole on each of several, for
+    what is no array, and while tracing.
   """
   sharding = getattr(x, 'sharding', None) if is_concrete(x) else None
   if not isinstance(sharding, NamedSharding) or not sharding.spec:
@@ -271,7 +316,21 @@ def mesh_of(x: Any) -> Mesh | None:
 
 
 def global_sum(values: PyTree) -> PyTree:
-  """Sum over devices of what each holds; the identity in the global view."""
+  """Sum over all devices of what each of them holds.
+
+  Args:
+    values: a tree of arrays: the sums over this device's examples. In the
+      global view they are over all examples already, and the identity is right.
+
+  Returns:
+    A tree like `values`, the same on all devices.
+
+  Raises:
+    ValueError: as `axis_is_bound`.
+
+  >>> float(global_sum(jnp.sum(jnp.array([1., 2.]))))
+  3.0
+  """
   return lax.psum(values, AXIS) if axis_is_bound() else values
 
 
@@ -339,6 +398,10 @@ def global_grad(
 
   Returns:
     `(params, ...) -> ((loss, aux), gradient)`.
+
+  >>> loss = lambda w, x: (global_mean(w * x, jnp.ones(2)), ())
+  >>> float(global_grad(loss)(jnp.float32(1), jnp.array([1., 3.]))[1])
+  2.0
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -356,6 +419,12 @@ def whole(x: Array) -> Array:
   """The same array, whole on every device where an explicit mesh splits it.
 
   For what JAX cannot split by itself there, such as a scatter by labels.
+
+  Args:
+    x: of any shape.
+
+  Returns:
+    An array with the values of `x`; `x` itself where no mesh is explicit.
   """
   mesh = jax.typeof(x).sharding.mesh
   if not mesh.explicit_axes:
@@ -370,6 +439,19 @@ def gather(x: PyTree) -> PyTree:
   view (on an explicit mesh `whole`). Gradients flow through it, right in every
   mode; those of `all_gather` are not, since no one value of its argument `to`
   suits shard_map with and without its check, pmap and vmap.
+
+  Args:
+    x: a tree of arrays, of the b / devices examples of this device; in the
+      global view of all b.
+
+  Returns:
+    A tree of [b, ...], the same on all devices.
+
+  Raises:
+    ValueError: as `axis_is_bound`.
+
+  >>> gather(jnp.array([1, 2])).tolist()
+  [1, 2]
   """
   if not axis_is_bound():
     return jax.tree.map(whole, x)
@@ -386,7 +468,13 @@ def gather(x: PyTree) -> PyTree:
 # --- per-example memory ------------------------------------------------------
 
 
-class Table(NamedTuple):
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['rows'],
+  meta_fields=['stream'],
+)
+@dataclasses.dataclass(frozen=True)
+class Table:
   """One row for each of n training examples, cut into shards.
 
   Example i is row `i % m` of shard `i // m`, m = ceil(n / shards), so
@@ -397,9 +485,12 @@ class Table(NamedTuple):
 
   Attributes:
     rows: [shards, m, ...].
+    stream: of whose examples it is: '' for those of `index`, 'u' for those of
+      `index_u`.
   """
 
   rows: Array
+  stream: str = ''
 
 
 def data_shards(n: int, batch_size: int, most: int = SHARDS) -> int:
@@ -439,8 +530,19 @@ def data_shards(n: int, batch_size: int, most: int = SHARDS) -> int:
   return shards
 
 
-def pack_rows(values: Array, shards: int = 1) -> Table:
-  """Cuts `values` [n, ...] into a `Table` of `shards`, padded with zeros.
+def pack_rows(values: Array, shards: int = 1, stream: str = '') -> Table:
+  """The `Table` whose rows are `values`, padded with zeros.
+
+  Args:
+    values: [n, ...], in index order.
+    shards: in how many it is cut, >= 1: `data_shards(n, batch_size)` for `fit`.
+    stream: of whose examples they are, see `Table`.
+
+  Returns:
+    The table: rows [shards, ceil(n / shards), ...].
+
+  Raises:
+    ValueError: if there are no shards.
 
   >>> pack_rows(jnp.arange(5), shards=2).rows.tolist()
   [[0, 1, 2], [3, 4, 0]]
@@ -451,11 +553,22 @@ def pack_rows(values: Array, shards: int = 1) -> Table:
   m = math.ceil(n / shards)
   padding = [(0, shards * m - n)] + [(0, 0)] * (values.ndim - 1)
   rows = jnp.pad(values, padding)
-  return Table(rows.reshape(shards, m, *values.shape[1:]))
+  return Table(rows.reshape(shards, m, *values.shape[1:]), stream)
 
 
 def unpack_rows(table: Table, n: int) -> Array:
-  """The first n rows of a table in index order, [n, ...]."""
+  """The first n rows of a table in index order, [n, ...].
+
+  Args:
+    table: rows [shards, m, ...].
+    n: how many examples there are, <= shards * m.
+
+  Returns:
+    [n, ...], of the dtype of the table.
+
+  >>> unpack_rows(pack_rows(jnp.arange(5), shards=2), 5).tolist()
+  [0, 1, 2, 3, 4]
+  """
   shards, m = table.rows.shape[:2]
   return table.rows.reshape(shards * m, *table.rows.shape[2:])[:n]
 
@@ -496,18 +609,48 @@ def _local_index(table: Table, index: Array) -> Array:
   return local
 
 
+def suffixed(name: str, stream: str) -> str:
+  """What an array of a stream is called in a batch.
+
+  Args:
+    name: of the array.
+    stream: its name, '' for the examples that training goes over.
+
+  Returns:
+    The name with the suffix of the stream.
+
+  >>> suffixed('x', 'u'), suffixed('x', '')
+  ('x_u', 'x')
+  """
+  return f'{name}_{stream}' if stream else name
+
+
 def is_table(x: Any) -> bool:
-  """Whether this is a `Table`, for `is_leaf` of `jax.tree.map`."""
+  """Whether this is a `Table`, for `is_leaf` of `jax.tree.map`.
+
+  Args:
+    x: anything.
+
+  Returns:
+    A bool.
+  """
   return isinstance(x, Table)
 
 
 def tables_of(tree: PyTree) -> list[Table]:
-  """All tables of a state, or of another tree."""
+  """All tables of a state, or of another tree.
+
+  Args:
+    tree: of arrays and `Table`s.
+
+  Returns:
+    The tables, in the order of the leaves.
+  """
   return [x for x in jax.tree.leaves(tree, is_leaf=is_table) if is_table(x)]
 
 
 def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
-  """The metric of examples that the tables of a state have no place for.
+  """The share of a batch that the tables of a state have no place for.
 
   Inside jit nobody else says so: such a row is read as zeros and not written.
   It happens where batches are laid out otherwise than the tables (a loader of
@@ -515,31 +658,37 @@ def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
 
   Args:
     tree: a state, or a part of it.
-    batch: `index` [b], and `weight` [b] if any; examples of weight 0 and padded
-      ones need no place.
+    batch: `index` [b], and `weight` [b] if any, and those of the streams that
+      tables are of; examples of weight 0 and padded ones need no place.
 
   Returns:
-    `{'unplaced': []}`, the share of the batch, 0 if all is well; nothing if
-    there is no `Table` or no `index`.
+    `{'unplaced': []}`, a metric, 0 if all is well, of the worst of the streams;
+    nothing if there is no `Table` or no `index` of it.
 
   >>> table, index = pack_rows(jnp.zeros(4)), jnp.array([0, 1, 7, 9])
   >>> [float(share) for share in unplaced(table, {'index': index}).values()]
   [0.5]
   """
-  tables = tables_of(tree)
-  if not tables or 'index' not in batch:
+  placed: dict[str, Array] = {}
+  layouts = {(t.stream, t.rows.shape[:2]): t for t in tables_of(tree)}
+  for table in layouts.values():
+    index = batch.get(suffixed('index', table.stream))
+    if index is not None:
+      own = _place(table, index)[1].reshape(-1)
+      placed[table.stream] = own & placed.get(table.stream, jnp.array(True))
+  if not placed:
     return {}
-  index = jnp.asarray(batch['index'])
-  weight = jnp.asarray(batch.get('weight', jnp.ones(index.shape)))
-  placed = jnp.ones(index.shape, bool)
-  for table in {t.rows.shape[:2]: t for t in tables}.values():
-    placed &= _place(table, index)[1].reshape(index.shape)
-  needed = weight * (index != PAD)
-  return {'unplaced': global_mean(1.0 - placed, needed)}
+  shares = []
+  for stream, own in placed.items():
+    index = jnp.asarray(batch[suffixed('index', stream)])
+    weight = batch.get(suffixed('weight', stream), jnp.ones(index.shape))
+    needed = jnp.asarray(weight) * (index != PAD)
+    shares.append(global_mean(1.0 - own, needed))
+  return {'unplaced': functools.reduce(jnp.maximum, shares)}
 
 
 def read_rows(table: Table, index: Array) -> Array:
-  """The rows of a batch.
+  """The rows of a table that belong to the examples of a batch.
 
   Args:
     table: rows [shards, m, ...].
@@ -551,6 +700,10 @@ def read_rows(table: Table, index: Array) -> Array:
   Raises:
     ValueError: if b is not a multiple of the shards, or outside jit if an index
       is out of range or out of place.
+    TypeError: if `index` is not integer.
+
+  >>> read_rows(pack_rows(jnp.array([.5, .25])), jnp.array([1, PAD])).tolist()
+  [0.25, 0.0]
   """
   local = _local_index(table, index)
   read = jax.vmap(lambda rows, i: rows.at[i].get(mode='fill', fill_value=0))
@@ -560,7 +713,7 @@ def read_rows(table: Table, index: Array) -> Array:
 def write_rows(
   table: Table, index: Array, rows: Array, *, where: Array | None = None
 ) -> Table:
-  """The table with the rows of a batch replaced.
+  """The table with the rows of the examples of a batch replaced.
 
   Args:
     table: rows [shards, m, ...].
@@ -573,7 +726,11 @@ def write_rows(
     The new table; rows of `PAD` are dropped.
 
   Raises:
-    ValueError: as `read_rows`, or if `rows` does not fit the table.
+    ValueError: as `read_rows`, or if `rows` or `where` does not fit.
+    TypeError: if `index` is not integer.
+
+  >>> write_rows(pack_rows(jnp.zeros(2)), jnp.array([1]), jnp.ones(1)).rows
+  Array([[0., 1.]], dtype=float32)
   """
   local = _local_index(table, index)
   expected = index.shape + table.rows.shape[2:]
@@ -588,14 +745,14 @@ def write_rows(
     local.shape + table.rows.shape[2:]
   )
   write = jax.vmap(lambda old, i, new: old.at[i].set(new, mode='drop'))
-  return Table(write(table.rows, local, rows))
+  return dataclasses.replace(table, rows=write(table.rows, local, rows))
 
 
 # --- randomness --------------------------------------------------------------
 
 
 def example_keys(key: Key, index: Array) -> Key:
-  """A key for each example, the same on any number of devices.
+  """A key for each example of a batch, the same on any number of devices.
 
   Args:
     key: the step's key, after a `fold_in` with a fixed tag for each use.
@@ -614,6 +771,12 @@ def example_keys(key: Key, index: Array) -> Key:
 def name_tag(name: str) -> int:
   """A tag for `jax.random.fold_in` that belongs to a name, in any process.
 
+  Args:
+    name: of a stream, or of a use of random numbers.
+
+  Returns:
+    An int in [0, 2^32), its CRC-32.
+
   >>> name_tag('u') == name_tag('u'), name_tag('u') == name_tag('meta')
   (True, False)
   """
@@ -621,7 +784,7 @@ def name_tag(name: str) -> int:
 
 
 def shuffle_within(key: Key, index: Array, tree: T) -> T:
-  """Permutes the examples of a batch within its shards.
+  """The examples of a batch, permuted within its shards.
 
   For what pairs examples, such as mixup: it needs no communication, and gives
   the same pairs on any number of devices that divides gcd(8, b), the default

@@ -7,6 +7,7 @@ from jnl.data._batches import (
   check_labels,
   epoch_order,
   index_order,
+  stream_order,
   take_batch,
 )
 from jnl.data._datasets import (
@@ -19,16 +20,20 @@ from jnl.data._datasets import (
   published_order,
 )
 from jnl.data._files import Examples, human_labels
+from jnl.data._noisy import NOISES, Noisy, check_noise, noisy, save_noisy
 from jnl.data._text import ngram_ids, token_ids, tokenize
 from jnl.data._tfds import prepare
 
 __all__ = [
+  'NOISES',
   'Dataset',
   'Examples',
+  'Noisy',
   'PerRun',
   'augment',
   'check_arrays',
   'check_labels',
+  'check_noise',
   'digits',
   'encode_text',
   'epoch_order',
@@ -38,8 +43,11 @@ __all__ = [
   'load',
   'load_text',
   'ngram_ids',
+  'noisy',
   'prepare',
   'published_order',
+  'save_noisy',
+  'stream_order',
   'take_batch',
   'token_ids',
   'tokenize',

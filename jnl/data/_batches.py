@@ -35,6 +35,50 @@ def epoch_order(key: Key, n: int, shards: int) -> Array:
   return jnp.take_along_axis(index, jnp.argsort(score, axis=1), axis=1)
 
 
+def stream_order(
+  key: Key,
+  n: int,
+  shards: int,
+  batch_size: int,
+  *,
+  first: Array | int,
+  steps: int,
+) -> Array:
+  """The order in which a stream gives the batches of a number of steps.
+
+  It goes over its examples again and again, in another order each time; what
+  does not fill a batch is left out of that pass.
+
+  Args:
+    key: of the stream.
+    n: examples.
+    shards: of its tables.
+    batch_size: examples in a step, a multiple of the shards.
+    first: [] int, the number of the first step since training began.
+    steps: how many.
+
+  Returns:
+    [shards, steps * batch_size / shards] int32, as `epoch_order`; batch i of
+    `take_batch` is that of step first + i.
+
+  >>> order = stream_order(jax.random.key(0), 5, 1, 2, first=1, steps=3)
+  >>> order.shape
+  (1, 6)
+  """
+  per_pass, columns = n // batch_size, batch_size // shards
+  # However the first step lies in its pass.
+  passes = -(-(per_pass - 1 + steps) // per_pass)
+  own = jnp.asarray(first) // per_pass + jnp.arange(passes)
+
+  def one(number: Array) -> Array:
+    order = epoch_order(jax.random.fold_in(key, number), n, shards)
+    return order[:, : per_pass * columns]
+
+  orders = jnp.moveaxis(jax.vmap(one)(own), 0, 1).reshape(shards, -1)
+  start = jnp.asarray(first) % per_pass * columns
+  return lax.dynamic_slice_in_dim(orders, start, steps * columns, axis=1)
+
+
 def index_order(n: int, shards: int, batch_size: int) -> np.ndarray:
   """The index order within each shard, padded so that batches cover all n.
 

@@ -17,7 +17,7 @@ import numpy as np
 from jnl.base import PAD, Batch, check
 from jnl.data._batches import index_order
 
-Stream = Callable[[int, int], Iterator[Batch]]
+Batches = Callable[[int, int], Iterator[Batch]]
 
 
 @contextlib.contextmanager
@@ -27,9 +27,10 @@ def streaming(
   *,
   shards: int,
   batch_size: int,
+  steps: int,
   epochs: int,
   workers: int = 0,
-) -> Iterator[Stream]:
+) -> Iterator[Batches]:
   """Reads batches ahead of those who train on them.
 
   Args:
@@ -38,6 +39,7 @@ def streaming(
     order: `epoch -> [shards, m]`, as from `epoch_order`.
     shards: of the data.
     batch_size: a multiple of the shards.
+    steps: in an epoch, that an order is for.
     epochs: how many orders there are.
     workers: processes of Grain that read, or 0 for threads of this one.
 
@@ -51,7 +53,6 @@ def streaming(
   """
   check(workers >= 0, f'stream must not be negative, got {workers}')
   n = len(next(iter(arrays.values())))
-  steps = n // batch_size
   reopened = {name: _Reopened.of(values) for name, values in arrays.items()}
   with tempfile.TemporaryDirectory(prefix='jnl-orders-') as name:
     folder = pathlib.Path(name)

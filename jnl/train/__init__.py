@@ -10,17 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from jnl.train import report
+  from jnl.train import report, scores, script
   from jnl.train._checkpoint import open_checkpoints
   from jnl.train._cli import option, parse
-  from jnl.train._compare import chosen_epoch, compare
-  from jnl.train._evaluate import (
-    Score,
-    accuracy,
-    evaluate,
-    padded_batches,
-    roc_auc,
+  from jnl.train._compare import (
+    Trained,
+    compare,
+    curves,
+    train_each,
+    write_results,
   )
+  from jnl.train._evaluate import Score, evaluate, padded_batches
   from jnl.train._fit import Checkpoint, Fit, fit, fit_many
   from jnl.train._parallel import (
     auto,
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     shardings,
     specs,
   )
-  from jnl.train._program import Augment
+  from jnl.train._plan import Augment, Stream
 
 _NAMES = {
   '_checkpoint': ('open_checkpoints',),
   '_cli': ('option', 'parse'),
-  '_compare': ('chosen_epoch', 'compare'),
-  '_evaluate': ('Score', 'accuracy', 'evaluate', 'padded_batches', 'roc_auc'),
+  '_compare': ('Trained', 'compare', 'curves', 'train_each', 'write_results'),
+  '_evaluate': ('Score', 'evaluate', 'padded_batches'),
   '_fit': ('Checkpoint', 'Fit', 'fit', 'fit_many'),
   '_parallel': (
     'auto',
@@ -48,10 +48,10 @@ _NAMES = {
     'shardings',
     'specs',
   ),
-  '_program': ('Augment',),
+  '_plan': ('Augment', 'Stream'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""
-_MODULES = ('report',)
+_MODULES = ('report', 'scores', 'script')
 _FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_FILE_OF, *_MODULES])

@@ -1,8 +1,12 @@
-"""Scores on held-out data, in padded batches of one shape."""
+"""Scores on held-out data: rows of each example, then numbers of the whole set.
+
+Batches are padded to one shape, so that everything is compiled once for a
+method, a score and the shapes of a set.
+"""
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,59 +20,115 @@ from jnl.base import (
   Batch,
   Inputs,
   Outputs,
+  PyTree,
   State,
   check,
-  global_mean,
 )
 from jnl.data import PerRun
 
 Predict = Callable[[State, Inputs], Outputs]
-Score = Callable[[Predict, State, Batch], Array]
-"""The mean [] over a held-out batch, by its `weight` [b], of what is scored."""
 
 
-def accuracy(predict: Predict, state: State, batch: Batch) -> Array:
-  """The share of examples whose likeliest class is their label.
+def of_x(predict: Predict, state: State, batch: Batch) -> Outputs:
+  """What a method predicts of the `x` of a batch."""
+  return predict(state, batch['x'])
+
+
+class Score(NamedTuple):
+  """Numbers of a whole held-out set; `jnl.train.scores` has the usual ones.
+
+  Means over examples, and what is none: an area under a curve, a quantile, a
+  score of the worst class. Both parts are pure; padding is taken away between
+  them.
+
+  Attributes:
+    collect: `(outputs, batch) -> rows`, a tree of arrays [b, ...]: what is to
+      be known of each example. Every device holds the rows of the whole set:
+      collect what is small.
+    reduce: `(rows, arrays) -> {name: []}`, called once, with the rows [n, ...]
+      and the arrays [n, ...] of the set but for `x`, `weight` always among
+      them. An example of weight 0 is not there.
+    forward: `(predict, state, batch) -> outputs`, where they are not those of
+      `x`: of bags of instances, say.
+
+  >>> mean_top = Score(
+  ...   collect=lambda outputs, batch: jax.nn.softmax(outputs.logits).max(-1),
+  ...   reduce=lambda rows, arrays: {'mean_top': rows.mean()},
+  ... )
+  """
+
+  collect: Callable[[Any, Batch], PyTree]
+  reduce: Callable[[PyTree, Mapping[str, Array]], Mapping[str, Array]]
+  forward: Callable[[Predict, State, Batch], Any] = of_x
+
+
+# --- the parts, for one run --------------------------------------------------
+
+
+def collect_rows(
+  predict: Predict, score: Score, state: State, batch: Batch
+) -> PyTree:
+  """The rows [b, ...] of a batch."""
+  return score.collect(score.forward(predict, state, batch), batch)
+
+
+def reduce_rows(
+  score: Score, parts: list[PyTree], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
+  """The numbers of a set, of the rows of its padded batches."""
+  n = len(arrays['weight'])
+  whole = lambda *rows: rows[0][:n] if len(rows) == 1 else _joined(rows, n)
+  return dict(score.reduce(jax.tree.map(whole, *parts), arrays))
+
+
+def _joined(rows: tuple[Array, ...], n: int) -> Array:
+  return jnp.concatenate(rows)[:n]
+
+
+_collect_rows = jax.jit(collect_rows, static_argnums=(0, 1))
+_reduce_rows = jax.jit(reduce_rows, static_argnums=0)
+
+
+def evaluate(
+  predict: Predict,
+  state: State,
+  arrays: Mapping[str, Any],
+  *,
+  score: Score | None = None,
+  batch_size: int = 1024,
+) -> dict[str, float]:
+  """The scores of a state on held-out arrays.
+
+  Compiled once for each `predict`, score and shape, and split over the devices
+  of the state.
 
   Args:
     predict: of a method.
     state: its state.
-    batch: `x` [b, ...], `labels` [b] and `weight` [b].
+    arrays: [n, ...] by name: `x`, `labels` and what else the score reads;
+      `weight` [n] is optional.
+    score: by default `scores.accuracy`.
+    batch_size: examples in one pass.
 
   Returns:
-    [] float32 in [0, 1].
+    The numbers of the score, by name: `{'accuracy': ...}`.
+
+  Raises:
+    ValueError: if the lengths of the arrays differ or are 0, an array is
+      missing, or the parts of the score do not fit each other.
   """
-  logits = predict(state, batch['x']).logits
-  return global_mean(
-    (jnp.argmax(logits, -1) == batch['labels']).astype(jnp.float32),
-    batch['weight'],
-  )
+  if score is None:
+    from jnl.train.scores import accuracy as score
+  check_score(score, predict, state, arrays, 'score', 'arrays')
+  mesh = _data_mesh_of(state)
+  batches = padded_batches(arrays, batch_size, mesh.size if mesh else 1)
+  put = functools.partial(put_batch, mesh=mesh) if mesh else lambda b: b
+  parts = [_collect_rows(predict, score, state, put(b)) for b in batches]
+  found = _reduce_rows(score, parts, known_of(arrays))
+  return {name: float(value) for name, value in found.items()}
 
 
-def roc_auc(scores: Array, labels: Array) -> Array:
-  """The area under the ROC curve: how often a positive scores above a negative.
-
-  Ties count half.
-
-  Args:
-    scores: [n], of being positive.
-    labels: [n] int, 1 for positives and 0.
-
-  Returns:
-    [] float32 in [0, 1]; one half where a class is absent.
-
-  >>> float(roc_auc(jnp.array([.1, .4, .4, .8]), jnp.array([0, 0, 1, 1])))
-  0.875
-  """
-  order = jnp.argsort(scores)
-  ranked, positive = scores[order], (labels[order] == 1).astype(jnp.float32)
-  # Counted up to 2^24 without rounding.
-  negatives = jnp.concatenate([jnp.zeros(1), jnp.cumsum(1 - positive)])
-  below = negatives[jnp.searchsorted(ranked, ranked, method='sort')]
-  upto = negatives[jnp.searchsorted(ranked, ranked, 'right', method='sort')]
-  pairs = jnp.sum(positive) * negatives[-1]
-  wins = jnp.sum(positive * (below + upto) / 2)
-  return jnp.where(pairs > 0, wins / jnp.where(pairs > 0, pairs, 1), 0.5)
+# --- batches -----------------------------------------------------------------
 
 
 def padded_batches(
@@ -87,15 +147,7 @@ def padded_batches(
   Raises:
     ValueError: if the lengths differ or are 0.
   """
-  lengths = {
-    name: values.values.shape[1] if isinstance(values, PerRun) else len(values)
-    for name, values in arrays.items()
-  }
-  n = min(lengths.values())
-  check(
-    n > 0 and n == max(lengths.values()),
-    f'held-out arrays must have one length above 0, got {lengths}',
-  )
+  n = _length(arrays)
   size = min(batch_size, n)
   if n >= multiple:
     size += -size % multiple
@@ -118,35 +170,24 @@ def padded_batches(
   ]
 
 
-_accuracy = jax.jit(accuracy, static_argnums=0)
+def known_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """What `Score.reduce` reads: all but `x`, with `weight`."""
+  known = {'weight': np.ones(_length(arrays), np.float32), **arrays}
+  known.pop('x', None)
+  return known
 
 
-def evaluate(
-  predict: Predict,
-  state: State,
-  arrays: Mapping[str, np.ndarray],
-  *,
-  batch_size: int = 1024,
-) -> float:
-  """Accuracy on held-out `x` and `labels`.
-
-  Compiled once for each `predict`, and split over the devices of the state.
-
-  Args:
-    predict: of a method.
-    state: its state.
-    arrays: `x` [n, ...] and `labels` [n]; `weight` [n] is optional.
-    batch_size: examples in one pass.
-
-  Returns:
-    The accuracy in [0, 1].
-  """
-  mesh = _data_mesh_of(state)
-  batches = padded_batches(arrays, batch_size, mesh.size if mesh else 1)
-  put = functools.partial(put_batch, mesh=mesh) if mesh else lambda b: b
-  return float(
-    average([_accuracy(predict, state, put(b)) for b in batches], batches)
+def _length(arrays: Mapping[str, Any]) -> int:
+  lengths = {
+    name: values.values.shape[1] if isinstance(values, PerRun) else len(values)
+    for name, values in arrays.items()
+  }
+  n = min(lengths.values(), default=0)
+  check(
+    n > 0 and n == max(lengths.values()),
+    f'held-out arrays must have one length above 0, got {lengths}',
   )
+  return n
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
@@ -167,18 +208,93 @@ def _data_mesh_of(state: State) -> Mesh | None:
   return None
 
 
-def average(scores: list, batches: list[dict[str, Any]]) -> np.ndarray:
-  """The mean of per-batch means [...], weighted by what each batch holds.
+# --- checks ------------------------------------------------------------------
 
-  With weights that are `PerRun`, scores are [runs, ...].
+
+def check_score(
+  score: Any,
+  predict: Predict,
+  state: State,
+  arrays: Mapping[str, Any],
+  name: str,
+  arrays_name: str,
+) -> tuple[str, ...]:
+  """Raises unless the parts of a score fit a method, a set and each other.
+
+  Nothing is compiled or computed.
+
+  Args:
+    score: what is to be a `Score`.
+    predict: of the method.
+    state: a state, or its shapes.
+    arrays: of the set, of one run.
+    name: what the errors call the score.
+    arrays_name: what they call the set.
+
+  Returns:
+    The names of its numbers.
+
+  Raises:
+    TypeError: if it is no `Score`.
+    ValueError: if an array is missing, the rows are not one for each example,
+      or `reduce` does not take them or gives anything but numbers by name.
   """
-  of_batches = np.stack(jax.device_get(scores))
-  weights = [batch['weight'] for batch in batches]
-  held = np.stack(
-    [w.values.sum(1) if isinstance(w, PerRun) else w.sum() for w in weights]
+  check(
+    isinstance(score, Score),
+    f'{name} must be a Score(collect, reduce), such as those of '
+    f'jnl.train.scores; got {score!r}',
+    TypeError,
   )
-  held = held.reshape(held.shape + (1,) * (of_batches.ndim - held.ndim))
-  held = np.broadcast_to(held, of_batches.shape)
-  # A batch without weight may hold anything.
-  of_batches = np.where(held > 0, of_batches, 0)
-  return np.average(of_batches, axis=0, weights=held)
+  n = _length(arrays)
+  shapes = {
+    k: jax.ShapeDtypeStruct((n, *v.shape[1:]), jnp.asarray(v[:1]).dtype)
+    for k, v in arrays.items()
+  }
+  shapes = {'weight': jax.ShapeDtypeStruct((n,), jnp.float32), **shapes}
+  of_batch = functools.partial(collect_rows, predict, score)
+  rows = _traced(of_batch, state, shapes, what=name, arrays_name=arrays_name)
+  for leaf in jax.tree.leaves(rows):
+    check(
+      getattr(leaf, 'shape', ())[:1] == (n,),
+      f'{name}: collect must give rows [b, ...], one for each example of the '
+      f'batch, here {n}; got shape {getattr(leaf, "shape", ())}',
+    )
+  known = {k: v for k, v in shapes.items() if k != 'x'}
+  try:
+    found = _traced(
+      lambda rows, known: score.reduce(rows, known),
+      rows,
+      known,
+      what=name,
+      arrays_name=f'what reduce is given of {arrays_name}',
+    )
+  except (TypeError, AttributeError, IndexError) as error:
+    raise ValueError(
+      f'{name}: reduce does not take the rows that collect gives, '
+      f'{jax.tree.map(lambda r: r.shape, rows)}: {error}'
+    ) from error
+  numbers = isinstance(found, Mapping) and all(
+    isinstance(k, str) and getattr(v, 'shape', None) == ()
+    for k, v in found.items()
+  )
+  check(
+    numbers and len(found) > 0,
+    f'{name}: reduce must give numbers by name, {{name: []}}, got '
+    f'{jax.tree.map(lambda v: getattr(v, "shape", v), found)}',
+  )
+  return tuple(found)
+
+
+def _traced(f: Callable, *args: Any, what: str, arrays_name: str) -> Any:
+  """The shapes of what f gives; an array that it misses is named."""
+  try:
+    return jax.eval_shape(f, *args)
+  except KeyError as error:
+    missing = error.args[0] if error.args else None
+    arrays = args[-1]
+    if not isinstance(missing, str) or missing in arrays:
+      raise
+    raise ValueError(
+      f'{arrays_name} lacks {missing!r}, which {what} reads; it has '
+      f'{sorted(set(arrays) - {"weight"})}'
+    ) from error

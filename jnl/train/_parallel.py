@@ -5,6 +5,7 @@ the mesh axis `'data'`, the rest is replicated. Nothing else has to be known.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any, Literal, get_args
 
@@ -22,10 +23,10 @@ from jnl.base import (
   Metrics,
   PyTree,
   State,
-  Table,
   check,
   is_concrete,
   is_table,
+  suffixed,
   tables_of,
 )
 
@@ -36,12 +37,15 @@ Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 def specs(tree: PyTree) -> PyTree:
   """`P('data')` for the rows of Tables, `P()` for every other array.
 
-  >>> specs({'a': Table(rows=0), 'b': 1})
-  {'a': Table(rows=P('data',)), 'b': P()}
+  >>> from jnl.base import Table
+  >>> specs({'a': Table(0), 'b': 1})
+  {'a': Table(rows=P('data',), stream=''), 'b': P()}
   """
   split: Any = P(AXIS)
   return jax.tree.map(
-    lambda x: Table(split) if is_table(x) else P(), tree, is_leaf=is_table
+    lambda x: dataclasses.replace(x, rows=split) if is_table(x) else P(),
+    tree,
+    is_leaf=is_table,
   )
 
 
@@ -127,27 +131,30 @@ def check_layout(state: PyTree, batch: Batch) -> None:
 
   Args:
     state: with any number of `Table`s.
-    batch: `index` [b], and `weight` [b] if any: examples of weight 0 and padded
-      ones need no place.
+    batch: `index` [b], and `weight` [b] if any, and those of the streams that
+      tables are of: examples of weight 0 and padded ones need no place.
 
   Raises:
     ValueError: naming the first index, and the layout of the table.
   """
-  index = np.asarray(batch['index'])
-  needed = np.asarray(batch.get('weight', np.ones(index.shape))) > 0
-  needed = needed & (index != PAD)
   for table in tables_of(state):
+    name = suffixed('index', table.stream)
+    if name not in batch:
+      continue
+    index = np.asarray(batch[name])
+    weight = batch.get(suffixed('weight', table.stream), np.ones(index.shape))
+    needed = (np.asarray(weight) > 0) & (index != PAD)
     shards, m = table.rows.shape[:2]
     check(
       index.ndim == 1 and index.size % shards == 0,
-      f'index must be [b] with b a multiple of the {shards} shards of the '
+      f'{name} must be [b] with b a multiple of the {shards} shards of the '
       f'table, got shape {index.shape}',
     )
     own = np.repeat(np.arange(shards), index.size // shards)
     lost = needed & (index // m != own)
     check(
       not lost.any(),
-      f'index: example {index[lost.argmax()]}, number {lost.argmax()} of the '
+      f'{name}: example {index[lost.argmax()]}, number {lost.argmax()} of the '
       f'batch, has no place in a table of {shards} shards of {m} rows. Either '
       'num_examples is too small, or batches are not laid out shard by shard: '
       'with a loader of your own build the method with shards=1 (on one device)'
@@ -222,10 +229,11 @@ def _looked_at(step: Step) -> Step:
 
   @functools.wraps(step)
   def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    index = batch.get('index')
-    here = isinstance(index, np.ndarray)
-    if isinstance(index, jax.Array) and is_concrete(index) and first[0]:
-      here, first[0] = index.is_fully_addressable, False
+    found = [v for k, v in batch.items() if k.partition('_')[0] == 'index']
+    here = any(isinstance(index, np.ndarray) for index in found)
+    on_device = [v for v in found if isinstance(v, jax.Array)]
+    if on_device and is_concrete(*on_device) and first[0]:
+      here, first[0] = all(v.is_fully_addressable for v in on_device), False
     if here:
       check_layout(state, batch)
     return step(*_on_auto((state, dict(batch), key)))
@@ -253,7 +261,7 @@ def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
 
   def tables(f: Callable, state: State) -> State:
     return jax.tree.map(
-      lambda x: Table(f(x.rows)) if is_table(x) else x,
+      lambda x: dataclasses.replace(x, rows=f(x.rows)) if is_table(x) else x,
       state,
       is_leaf=is_table,
     )

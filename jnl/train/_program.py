@@ -10,6 +10,7 @@ CPU, where XLA runs a convolution inside a loop an order of magnitude slower.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
+import math
 import types
 from typing import Any, Literal, NamedTuple
 
@@ -25,13 +26,12 @@ from jnl.base import (
   Array,
   Batch,
   Key,
-  Method,
   Metrics,
   PyTree,
   Refit,
   State,
   Table,
-  example_keys,
+  name_tag,
   pack_rows,
   write_rows,
 )
@@ -40,45 +40,25 @@ from jnl.data._batches import (
   epoch_order,
   index_order,
   packed_on_host,
+  stream_order,
   take_batch,
 )
-from jnl.train._evaluate import Score, put_batch
+from jnl.train._evaluate import (
+  collect_rows,
+  known_of,
+  padded_batches,
+  put_batch,
+  reduce_rows,
+)
 from jnl.train._parallel import How, data_mesh, parallel, shardings
+from jnl.train._plan import Plan, history_name, seen_by_step
 
-Augment = Callable[[Key, Batch], Batch]
-Tables = Mapping[str, Table]
+Tables = Mapping[str, Mapping[str, Table]]
+"""The arrays of each source, by name."""
 Loop = Literal['compiled', 'python']
 
-INIT, ORDER, STEP, REFIT = range(4)
-"""Tags of the four roots that a run's key is folded into."""
-AUGMENT_TAG = 1 << 16
-"""Tag of the keys for augmentation within a step; methods use small tags."""
-
-
-class Plan(NamedTuple):
-  """What is trained, on how much.
-
-  Attributes:
-    method: the method.
-    n: training examples.
-    shards: of the tables of data, by default `data_shards(n, batch_size)`.
-    batch_size: examples in a step.
-    batch: shapes and dtypes of a batch, before augmentation.
-    augment: `(keys [b], batch) -> batch`, or None.
-    scores: for the name of every held-out set, what it is scored by.
-    metrics: shapes and dtypes of those of a step.
-    traced: the jaxpr of a step, for what can be read off it.
-  """
-
-  method: Method
-  n: int
-  shards: int
-  batch_size: int
-  batch: Mapping[str, jax.ShapeDtypeStruct]
-  augment: Augment | None = None
-  scores: Mapping[str, Score] = types.MappingProxyType({})
-  metrics: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
-  traced: Any = None
+INIT, ORDER, STEP, REFIT, STREAM = range(5)
+"""Tags of the five roots that a run's key is folded into."""
 
 
 class Carry(NamedTuple):
@@ -99,13 +79,14 @@ class Feed(NamedTuple):
   """Where batches come from.
 
   Attributes:
-    tables: what lives on the devices.
-    stream: `(epoch, first) -> batches` of what does not, from step `first` of
-      the epoch on; None if there is nothing. Epoch -1 is in index order.
+    tables: what lives on the devices, by source.
+    stream: `(epoch, first) -> batches by source` of what does not, from step
+      `first` of the epoch on; None if there is nothing. Epoch -1 is in index
+      order, of the data alone.
   """
 
   tables: Tables
-  stream: Callable[[int, int], Iterator[Batch]] | None = None
+  stream: Callable[[int, int], Iterator[Mapping[str, Batch]]] | None = None
 
 
 # --- the parts, for one run --------------------------------------------------
@@ -116,29 +97,41 @@ def init(plan: Plan, key: Key) -> State:
   return plan.method.init(jax.random.fold_in(key, INIT))
 
 
-def order(plan: Plan, key: Key, epoch: Array) -> Array:
-  """The order of an epoch."""
-  key = jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch)
-  return epoch_order(key, plan.n, plan.shards)
+def order(plan: Plan, key: Key, epoch: Array) -> dict[str, Array]:
+  """The orders of all sources in an epoch of the data."""
+  own = jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch)
+  orders = {'': epoch_order(own, plan.main.n, plan.main.shards)}
+  root = jax.random.fold_in(key, STREAM)
+  for name, source in plan.sources.items():
+    if name:
+      tagged = jax.random.fold_in(root, name_tag(name))
+      orders[name] = stream_order(
+        tagged,
+        source.n,
+        source.shards,
+        source.batch_size,
+        first=epoch * plan.steps,
+        steps=plan.steps,
+      )
+  return orders
 
 
 def take(
-  plan: Plan, tables: Tables, order: Array, i: Array, key: Key, epoch: Array
-) -> tuple[Batch, Key]:
-  """The i-th batch of an epoch and the key of its step."""
+  plan: Plan,
+  tables: Tables,
+  order: Mapping[str, Array],
+  i: Array,
+  key: Key,
+  epoch: Array,
+) -> tuple[dict[str, Batch], Key]:
+  """The i-th batches of an epoch, of the sources that have an order, and the
+  key of its step."""
   key = jax.random.fold_in(jax.random.fold_in(key, STEP), epoch)
-  batch = take_batch(tables, order, i, plan.batch_size)
-  return batch, jax.random.fold_in(key, i)
-
-
-def step_state(
-  plan: Plan, state: State, batch: Batch, key: Key
-) -> tuple[State, Metrics]:
-  """The method's step on an augmented batch."""
-  if plan.augment is not None:
-    tagged = jax.random.fold_in(key, AUGMENT_TAG)
-    batch = plan.augment(example_keys(tagged, batch['index']), batch)
-  return plan.method.step(state, batch, key)
+  batches = {
+    name: take_batch(tables[name], own, i, plan.sources[name].batch_size)
+    for name, own in order.items()
+  }
+  return batches, jax.random.fold_in(key, i)
 
 
 def start(plan: Plan, state: State) -> Carry:
@@ -149,10 +142,11 @@ def start(plan: Plan, state: State) -> Carry:
 
 
 def step(
-  plan: Plan, carry: Carry, batch: Batch, key: Key
+  plan: Plan, carry: Carry, batches: Mapping[str, Batch], key: Key
 ) -> tuple[Carry, Metrics]:
-  """A step, and the running means of its metrics."""
-  state, metrics = step_state(plan, carry.state, batch, key)
+  """A step on augmented batches, and the running means of its metrics."""
+  seen = seen_by_step(plan, batches, key)
+  state, metrics = plan.method.step(carry.state, seen, key)
   steps = carry.steps + 1
   means = jax.tree.map(
     lambda mean, m: (mean + (m - mean) / steps).astype(mean.dtype),
@@ -162,9 +156,17 @@ def step(
   return Carry(state, means, steps), {}
 
 
-def score(plan: Plan, state: State, batch: Batch, *, name: str) -> Array:
-  """The score of a batch of the held-out set of that name."""
-  return plan.scores[name](plan.method.predict, state, batch)
+def collect(plan: Plan, state: State, batch: Batch, *, name: str) -> PyTree:
+  """The rows of a batch of the held-out set of that name."""
+  return collect_rows(plan.method.predict, plan.scores[name], state, batch)
+
+
+def reduce(
+  plan: Plan, parts: list[PyTree], arrays: Mapping[str, Array], *, name: str
+) -> dict[str, Array]:
+  """The numbers of a held-out set, as they are called in the history."""
+  found = reduce_rows(plan.scores[name], parts, arrays)
+  return {history_name(name, score): value for score, value in found.items()}
 
 
 def refit_key(plan: Plan, key: Key, epoch: Array) -> Key:
@@ -180,10 +182,11 @@ def _refit_of(plan: Plan) -> Refit:
 
 def refit_blank(plan: Plan, state: State, key: Key) -> PyTree:
   """Empty tables for what a refit collects."""
-  rows = jax.eval_shape(_refit_of(plan).collect, state, plan.batch, key)
+  main = plan.main
+  rows = jax.eval_shape(_refit_of(plan).collect, state, main.batch, key)
 
   def table(r: jax.ShapeDtypeStruct) -> Table:
-    return pack_rows(jnp.zeros((plan.n, *r.shape[1:]), r.dtype), plan.shards)
+    return pack_rows(jnp.zeros((main.n, *r.shape[1:]), r.dtype), main.shards)
 
   return jax.tree.map(table, rows)
 
@@ -207,59 +210,19 @@ def refit_update(
 # --- the same, compiled ------------------------------------------------------
 
 
-class Program(NamedTuple):
-  """The compiled parts of training, `Plan` applied.
-
-  Attributes:
-    plan: what is trained.
-    loop: of the steps.
-    devices: how many it runs on.
-    put_data: `arrays [n, ...] -> tables`, on the devices.
-    put_batch: a held-out batch onto the devices.
-    multiple: of which the size of held-out batches should be one.
-    init, order: the parts.
-    score: `(name, state, batch) -> []`, of a held-out set.
-    abstract: shapes, dtypes and shardings of a carry, for restoring one.
-    start: `state -> carry` before an epoch; donates the state.
-    run: `(carry, feed, order, key, epoch, first, last) -> carry`, the steps
-      from first to last; donates the carry.
-    refit: `(state, feed, key, epoch) -> state`.
-    fill: keys or a carry of the runs, with runs added until all devices have
-      as many; the identity where there is nothing to add.
-    drop: what was filled, without the runs that were added.
-  """
-
-  plan: Plan
-  loop: Loop
-  devices: int
-  put_data: Callable[[Mapping[str, Any]], Tables]
-  put_batch: Callable[[Batch], Batch]
-  multiple: int
-  init: Callable[[Key], State]
-  order: Callable[[Key, Any], Array]
-  score: Callable[[str, State, Batch], Array]
-  abstract: Callable[[Carry], PyTree]
-  start: Callable[[State], Carry]
-  run: Callable[[Carry, Feed, Array, Key, int, int, int], Carry]
-  refit: Callable[[State, Feed, Key, int], State]
-  fill: Callable[[PyTree], PyTree]
-  drop: Callable[[PyTree], PyTree]
-
-  @property
-  def steps(self) -> int:
-    """Steps in an epoch."""
-    return self.plan.n // self.plan.batch_size
-
-
-class _Placement(NamedTuple):
+class Placement(NamedTuple):
   """What is where.
 
   Attributes:
-    whole, carry, batch, run: shardings of what all devices hold, of a carry, of
-      the batch of a step, and of what there is one of for each run.
-    rows: of a table of data.
-    held_out: puts a held-out batch.
-    per_run: for the arrays of the data, whether they differ from run to run.
+    whole: the sharding of what all devices hold.
+    carry: that of a carry.
+    batch: that of the batches of a step.
+    run: that of what there is one of for each run.
+    rows: that of a table of data.
+    held_out: puts a held-out batch onto the devices.
+    known: puts what scores know of a held-out set.
+    multiple: of which the size of held-out batches should be one.
+    per_run: by source and array, whether it differs from run to run.
     added: runs, beside those that were asked for.
   """
 
@@ -269,8 +232,78 @@ class _Placement(NamedTuple):
   run: NamedSharding
   rows: NamedSharding
   held_out: Callable[[Batch], Batch]
-  per_run: Mapping[str, bool] = types.MappingProxyType({})
+  known: Callable[[Batch], Batch]
+  multiple: int = 1
+  per_run: Mapping[str, Mapping[str, bool]] = types.MappingProxyType({})
   added: int = 0
+
+
+class Parts(NamedTuple):
+  """The parts of training, each compiled once.
+
+  Attributes:
+    init: `key -> state`.
+    order: `(key, epoch) -> orders`.
+    take: `(tables, orders, i, key, epoch) -> (batches, key of the step)`.
+    take_in_order: the same of one order for all runs.
+    start: `state -> carry` before an epoch; donates the state.
+    step: `(carry, batches, key) -> (carry, {})`; donates the carry.
+    refit_key: `(key, epoch) -> key`.
+    blank: `(state, key) -> tables` for what a refit collects.
+    collect: `(tables, state, batch, key) -> tables`; donates the tables.
+    update: `(state, tables, key) -> state`; donates the state.
+    score: `(name, axes) -> (collect, reduce)` of a held-out set whose arrays
+      have these axes of runs.
+  """
+
+  init: Callable[[Key], State]
+  order: Callable[..., dict[str, Array]]
+  take: Callable[..., tuple[dict[str, Batch], Key]]
+  take_in_order: Callable[..., tuple[dict[str, Batch], Key]]
+  start: Callable[[State], Carry]
+  step: Callable[..., tuple[Carry, Metrics]]
+  refit_key: Callable[[Key, Any], Key]
+  blank: Callable[[State, Key], PyTree]
+  collect: Callable[..., PyTree]
+  update: Callable[..., State]
+  score: Callable[[str, tuple], tuple[Callable, Callable]]
+
+
+class Program(NamedTuple):
+  """What is trained, compiled for some devices.
+
+  Attributes:
+    plan: what is trained.
+    loop: of the steps.
+    devices: how many it runs on.
+    where: what is where.
+    parts: of training.
+    run_compiled: `(carry, tables, orders, key, epoch, first, last) -> carry`,
+      steps in one compiled loop; donates the carry.
+  """
+
+  plan: Plan
+  loop: Loop
+  devices: int
+  where: Placement
+  parts: Parts
+  run_compiled: Callable[..., Carry]
+
+
+class HeldOut(NamedTuple):
+  """A held-out set on the devices.
+
+  Attributes:
+    batches: padded; what differs from run to run is `PerRun`.
+    known: its arrays [n, ...] but for `x`.
+  """
+
+  batches: list[Batch]
+  known: Batch
+
+
+Compiled = Callable[..., Callable]
+"""`(f, axes of runs, out shardings, donated) -> f of a plan, compiled`."""
 
 
 def compile_one(
@@ -285,11 +318,15 @@ def compile_one(
     plan: what is trained.
     how: see `parallel`.
     devices: the first of these (by default of all), the most that divide the
-      shards.
+      shards of all sources.
     loop: of the steps; compiled by default on accelerators, but for pmap.
+
+  Returns:
+    The program.
   """
   devices = list(jax.devices() if devices is None else devices)
-  used = max(d for d in range(1, len(devices) + 1) if plan.shards % d == 0)
+  shards = math.gcd(*(source.shards for source in plan.sources.values()))
+  used = max(d for d in range(1, len(devices) + 1) if shards % d == 0)
   mesh = data_mesh(devices[:used])
   abstract = jax.eval_shape(plan.method.init, jax.random.key(0))
   # Metrics and their number are replicated, whatever they are.
@@ -301,33 +338,30 @@ def compile_one(
     f = functools.partial(f, plan)
     return jax.jit(f, out_shardings=out, donate_argnums=donate)
 
-  return _program(
-    plan,
-    compiled,
-    parallel(
-      functools.partial(step, plan),
-      carry._replace(means=jnp.float32(0)),
-      how,
-      mesh=mesh,
-    ),
-    _Placement(
-      whole=whole,
-      carry=shardings(carry, mesh)._replace(means=whole),
-      batch=split,
-      run=whole,
-      rows=split,
-      held_out=functools.partial(put_batch, mesh=mesh),
-    ),
-    loop='python' if how == 'pmap' else loop or _default_loop(),
-    devices=used,
+  own_step = parallel(
+    functools.partial(step, plan),
+    carry._replace(means=jnp.float32(0)),
+    how,
+    mesh=mesh,
+  )
+  where = Placement(
+    whole=whole,
+    carry=shardings(carry, mesh)._replace(means=whole),
+    batch=split,
+    run=whole,
+    rows=split,
+    held_out=functools.partial(put_batch, mesh=mesh),
+    known=functools.partial(jax.device_put, device=whole),
     multiple=used,
   )
+  loop = 'python' if how == 'pmap' else loop or _default_loop()
+  return _program(plan, compiled, own_step, where, loop, used)
 
 
 def compile_many(
   plan: Plan,
   runs: int,
-  per_run: Mapping[str, bool],
+  per_run: Mapping[str, Mapping[str, bool]],
   devices: Sequence[jax.Device] | None = None,
   loop: Loop | None = None,
 ) -> Program:
@@ -340,9 +374,12 @@ def compile_many(
   Args:
     plan: what one run trains.
     runs: their number.
-    per_run: for the arrays of the data, whether they differ from run to run.
+    per_run: by source and array, whether it differs from run to run.
     devices: the first of these, by default of all.
     loop: of the steps; compiled by default on accelerators.
+
+  Returns:
+    The program.
   """
   devices = list(jax.devices() if devices is None else devices)
   each = -(-runs // len(devices))
@@ -352,6 +389,7 @@ def compile_many(
   )
   whole: Any = NamedSharding(mesh, P())
   on_run: Any = NamedSharding(mesh, P('run'))
+  added = used * each - runs
 
   def compiled(f: Callable, axes: Any, out: Any, donate: Any = ()) -> Callable:
     f = jax.vmap(functools.partial(f, plan), axes)
@@ -365,23 +403,20 @@ def compile_many(
       for name, v in batch.items()
     }
 
-  added = used * each - runs
+  own_step = compiled(step, (0, 0, 0), (on_run, on_run), donate=0)
+  where = Placement(
+    whole=whole,
+    carry=Carry(state=on_run, means=on_run, steps=on_run),
+    batch=on_run,
+    run=on_run,
+    rows=whole,
+    held_out=held_out,
+    known=held_out,
+    per_run=per_run,
+    added=added,
+  )
   return _program(
-    plan,
-    compiled,
-    compiled(step, (0, 0, 0), (on_run, on_run), donate=0),
-    _Placement(
-      whole=whole,
-      carry=Carry(state=on_run, means=on_run, steps=on_run),
-      batch=on_run,
-      run=on_run,
-      rows=whole,
-      held_out=held_out,
-      per_run=per_run,
-      added=added,
-    ),
-    loop=loop or _default_loop(),
-    devices=used,
+    plan, compiled, own_step, where, loop or _default_loop(), used
   )
 
 
@@ -393,6 +428,182 @@ def _axis(per_run: bool) -> int | None:
   return 0 if per_run else None
 
 
+def _program(
+  plan: Plan,
+  compiled: Compiled,
+  own_step: Callable,
+  where: Placement,
+  loop: Loop,
+  devices: int,
+) -> Program:
+  parts = _compile_parts(compiled, own_step, where)
+  run_compiled = _compile_loop(parts, where)
+  return Program(plan, loop, devices, where, parts, run_compiled)
+
+
+def _compile_parts(
+  compiled: Compiled, own_step: Callable, where: Placement
+) -> Parts:
+  """Says which arguments of each part have an axis of runs."""
+  per_run = {name: dict(arrays) for name, arrays in where.per_run.items()}
+  in_tables = jax.tree.map(_axis, per_run)
+  taken = (where.batch, where.run)
+  in_data = {'': in_tables.get('', None)} if in_tables else None
+
+  @functools.cache
+  def scored(name: str, axes: tuple) -> tuple[Callable, Callable]:
+    rows = functools.partial(collect, name=name)
+    numbers = functools.partial(reduce, name=name)
+    batch, known = map(dict, axes)
+    return (
+      compiled(rows, (0, batch), where.run),
+      compiled(numbers, (0, known), where.run),
+    )
+
+  return Parts(
+    init=compiled(init, (0,), where.carry.state),
+    order=compiled(order, (0, None), where.run),
+    take=compiled(take, (in_tables, 0, None, 0, None), taken),
+    take_in_order=compiled(take, (in_data, None, None, 0, None), taken),
+    start=compiled(start, (0,), where.carry, donate=0),
+    step=own_step,
+    refit_key=compiled(refit_key, (0, None), where.run),
+    blank=compiled(refit_blank, (0, 0), where.batch),
+    collect=compiled(refit_collect, (0, 0, 0, 0), where.batch, donate=0),
+    update=compiled(refit_update, (0, 0, 0), where.carry.state, donate=0),
+    score=scored,
+  )
+
+
+def _compile_loop(parts: Parts, where: Placement) -> Callable[..., Carry]:
+  """Steps in one compiled loop, whose bounds are no constants of it."""
+
+  @functools.partial(jax.jit, out_shardings=where.carry, donate_argnums=0)
+  def run_compiled(
+    carry: Carry,
+    tables: Tables,
+    orders: Mapping[str, Array],
+    key: Key,
+    epoch: Array,
+    first: Array,
+    last: Array,
+  ) -> Carry:
+    def body(i: Array, carry: Carry) -> Carry:
+      return parts.step(carry, *parts.take(tables, orders, i, key, epoch))[0]
+
+    return lax.fori_loop(first, last, body, carry)
+
+  return run_compiled
+
+
+# --- running it ---------------------------------------------------------------
+
+
+def put_data(program: Program, sets: Mapping[str, Mapping[str, Any]]) -> Tables:
+  """The arrays [n, ...] of the sources, on the devices."""
+  plan, where = program.plan, program.where
+
+  def put(values: Any, shards: int) -> Table:
+    if not isinstance(values, PerRun):
+      rows = packed_on_host(values, shards)
+      return Table(jax.device_put(rows, where.rows))
+    rows = packed_on_host(values.values, shards, axis=1)
+    return Table(jax.device_put(_filled(rows, where.added), where.run))
+
+  return {
+    name: {k: put(v, plan.sources[name].shards) for k, v in arrays.items()}
+    for name, arrays in sets.items()
+  }
+
+
+def hold_out(program: Program, arrays: Mapping[str, Any]) -> HeldOut:
+  """A held-out set, on the devices."""
+  where = program.where
+  batches = padded_batches(arrays, multiple=where.multiple)
+  return HeldOut(
+    list(map(where.held_out, batches)), where.known(known_of(arrays))
+  )
+
+
+def run_steps(
+  program: Program,
+  carry: Carry,
+  feed: Feed,
+  orders: Mapping[str, Array],
+  key: Key,
+  epoch: int,
+  first: int,
+  last: int,
+) -> Carry:
+  """The steps of an epoch from first to last; donates the carry."""
+  if program.loop == 'compiled' and feed.stream is None:
+    return program.run_compiled(
+      carry, feed.tables, orders, key, epoch, first, last
+    )
+  take, steps = program.parts.take, range(first, last)
+  for batches, k in _batches(program, take, feed, orders, key, epoch, steps):
+    carry, _ = program.parts.step(carry, batches, k)
+  return carry
+
+
+def run_refit(
+  program: Program, state: State, feed: Feed, key: Key, epoch: int
+) -> State:
+  """What happens between epochs; donates the state."""
+  main, parts = program.plan.main, program.parts
+  natural = index_order(main.n, main.shards, main.batch_size)
+  take, steps = parts.take_in_order, range(natural.size // main.batch_size)
+  feed = feed._replace(tables={'': feed.tables['']})
+  key = parts.refit_key(key, epoch)
+  collected = parts.blank(state, key)
+  for batches, k in _batches(
+    program, take, feed, {'': natural}, key, -1, steps
+  ):
+    collected = parts.collect(collected, state, batches[''], k)
+  return parts.update(state, collected, key)
+
+
+def _batches(
+  program: Program,
+  take: Callable,
+  feed: Feed,
+  orders: Mapping[str, Any],
+  key: Key,
+  epoch: int,
+  steps: range,
+) -> Iterator[tuple[dict[str, Batch], Key]]:
+  """What lives on the devices, joined with what is streamed to them."""
+  streamed = feed.stream and feed.stream(epoch, steps.start)
+  for i in steps:
+    batches, step_key = take(feed.tables, orders, i, key, max(epoch, 0))
+    if streamed:
+      rows = jax.device_put(next(streamed), program.where.batch)
+      batches = {name: {**batches[name], **rows[name]} for name in batches}
+    yield batches, step_key
+
+
+def score_set(
+  program: Program, name: str, state: State, held: HeldOut
+) -> dict[str, Array]:
+  """The numbers of the held-out set of that name, as in the history."""
+
+  def axes(arrays: Batch) -> tuple:
+    return tuple((k, _axis(isinstance(v, PerRun))) for k, v in arrays.items())
+
+  def bare(arrays: Batch) -> dict[str, Any]:
+    return {
+      k: v.values if isinstance(v, PerRun) else v for k, v in arrays.items()
+    }
+
+  both = axes(held.batches[0]), axes(held.known)
+  rows_of, numbers_of = program.parts.score(name, both)
+  rows = [rows_of(state, bare(batch)) for batch in held.batches]
+  return drop(program, numbers_of(rows, bare(held.known)))
+
+
+# --- runs that were added ----------------------------------------------------
+
+
 def _filled(values: Any, added: int) -> Any:
   """[runs + added, ...]: the first runs come again at the end."""
   if not added:
@@ -400,131 +611,31 @@ def _filled(values: Any, added: int) -> Any:
   return values[np.arange(len(values) + added) % len(values)]
 
 
-def _program(
-  plan: Plan,
-  compiled: Callable[..., Callable],
-  step: Callable[[Carry, Batch, Key], tuple[Carry, Metrics]],
-  where: _Placement,
-  *,
-  loop: Loop,
-  devices: int,
-  multiple: int = 1,
-) -> Program:
-  """Puts the parts together, and says which arguments have an axis of runs."""
-  in_tables = {name: _axis(own) for name, own in where.per_run.items()}
-  natural = index_order(plan.n, plan.shards, plan.batch_size)
-  taken = (where.batch, where.run)
-  take_shuffled = compiled(take, (in_tables, 0, None, 0, None), taken)
-  take_natural = compiled(take, (in_tables, None, None, 0, None), taken)
-  key_of = compiled(refit_key, (0, None), where.run)
-  blank = compiled(refit_blank, (0, 0), where.batch)
-  collect = compiled(refit_collect, (0, 0, 0, 0), where.batch, donate=0)
-  update = compiled(refit_update, (0, 0, 0), where.carry.state, donate=0)
+def fill(program: Program, tree: PyTree) -> PyTree:
+  """Keys or a carry, with runs added until all devices have as many."""
+  where = program.where
+  if not where.added:
+    return tree
+  filled = jax.tree.map(lambda x: _filled(x, where.added), tree)
+  return jax.device_put(filled, where.run)
 
-  def fill(tree: PyTree) -> PyTree:
-    filled = jax.tree.map(lambda x: _filled(x, where.added), tree)
-    return jax.device_put(filled, where.run) if where.added else tree
 
-  def drop(tree: PyTree) -> PyTree:
-    if not where.added:
-      return tree
-    kept = jax.tree.map(lambda x: x[: len(x) - where.added], tree)
-    return jax.device_put(kept, where.whole)
+def drop(program: Program, tree: PyTree) -> PyTree:
+  """What was filled, without the runs that were added."""
+  where = program.where
+  if not where.added:
+    return tree
+  kept = jax.tree.map(lambda x: x[: len(x) - where.added], tree)
+  return jax.device_put(kept, where.whole)
 
-  def put_data(arrays: Mapping[str, Any]) -> Tables:
-    return {name: put_rows(values) for name, values in arrays.items()}
 
-  def put_rows(values: Any) -> Table:
-    if not isinstance(values, PerRun):
-      rows = packed_on_host(values, plan.shards)
-      return Table(jax.device_put(rows, where.rows))
-    rows = packed_on_host(values.values, plan.shards, axis=1)
-    return Table(jax.device_put(_filled(rows, where.added), where.run))
-
-  def batches(
-    take: Callable, feed: Feed, order: Any, key: Key, epoch: int, steps: range
-  ) -> Iterator[tuple[Batch, Key]]:
-    """What lives on the devices, joined with what is streamed to them."""
-    streamed = feed.stream and feed.stream(epoch, steps.start)
-    for i in steps:
-      batch, step_key = take(feed.tables, order, i, key, max(epoch, 0))
-      rows = jax.device_put(next(streamed), where.batch) if streamed else {}
-      yield {**batch, **rows}, step_key
-
-  def run(
-    carry: Carry,
-    feed: Feed,
-    order: Array,
-    key: Key,
-    epoch: int,
-    first: int,
-    last: int,
-  ) -> Carry:
-    if loop == 'compiled' and feed.stream is None:
-      return run_compiled(carry, feed.tables, order, key, epoch, first, last)
-    steps = range(first, last)
-    for batch, k in batches(take_shuffled, feed, order, key, epoch, steps):
-      carry, _ = step(carry, batch, k)
-    return carry
-
-  @functools.partial(jax.jit, out_shardings=where.carry, donate_argnums=0)
-  def run_compiled(
-    carry: Carry,
-    tables: Tables,
-    order: Array,
-    key: Key,
-    epoch: Array,
-    first: Array,
-    last: Array,
-  ) -> Carry:
-    def body(i: Array, carry: Carry) -> Carry:
-      return step(carry, *take_shuffled(tables, order, i, key, epoch))[0]
-
-    return lax.fori_loop(first, last, body, carry)
-
-  def refit(state: State, feed: Feed, key: Key, epoch: int) -> State:
-    key = key_of(key, epoch)
-    steps = range(natural.size // plan.batch_size)
-    collected = blank(state, key)
-    for batch, k in batches(take_natural, feed, natural, key, -1, steps):
-      collected = collect(collected, state, batch, k)
-    return update(state, collected, key)
-
-  @functools.cache
-  def compiled_score(name: str, axes: tuple) -> Callable:
-    of_set = functools.partial(score, name=name)
-    return compiled(of_set, (0, dict(axes)), where.run)
-
-  def score_by_name(name: str, state: State, batch: Batch) -> Array:
-    axes = tuple((k, _axis(isinstance(v, PerRun))) for k, v in batch.items())
-    values = {
-      k: v.values if isinstance(v, PerRun) else v for k, v in batch.items()
-    }
-    return drop(compiled_score(name, axes)(state, values))
-
-  def abstract(carry: Carry) -> PyTree:
-    # No sharding splits runs that do not divide.
-    on = lambda x: where.whole if where.added else x.sharding
-    return jax.tree.map(
-      lambda x, kept: jax.ShapeDtypeStruct(kept.shape, x.dtype, sharding=on(x)),
-      carry,
-      jax.eval_shape(drop, carry),
-    )
-
-  return Program(
-    plan=plan,
-    loop=loop,
-    devices=devices,
-    put_data=put_data,
-    put_batch=where.held_out,
-    multiple=multiple,
-    init=compiled(init, (0,), where.carry.state),
-    order=compiled(order, (0, None), where.run),
-    score=score_by_name,
-    abstract=abstract,
-    start=compiled(start, (0,), where.carry, donate=0),
-    run=run,
-    refit=refit,
-    fill=fill,
-    drop=drop,
+def abstract_carry(program: Program, carry: Carry) -> PyTree:
+  """Shapes, dtypes and shardings of a carry, for restoring one."""
+  where = program.where
+  # No sharding splits runs that do not divide.
+  on = lambda x: where.whole if where.added else x.sharding
+  return jax.tree.map(
+    lambda x, kept: jax.ShapeDtypeStruct(kept.shape, x.dtype, sharding=on(x)),
+    carry,
+    jax.eval_shape(functools.partial(drop, program), carry),
   )

@@ -1,28 +1,50 @@
-"""The area under the ROC curve; batches, and means over them."""
+"""Held-out batches; scores are of the whole set, and fit it or are named."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
+from jnl.base import Method, Outputs, State
 from jnl.data import PerRun
-from jnl.train import padded_batches, roc_auc
-from jnl.train._evaluate import average
+from jnl.train import Score, data_mesh, evaluate, fit, padded_batches, place
+
+N, KEY = 37, jax.random.key(0)
+RNG = np.random.default_rng(0)
+ARRAYS = {
+  'x': RNG.normal(size=(N, 3)).astype(np.float32),
+  'labels': RNG.integers(0, 3, N).astype(np.int32),
+  'group': RNG.integers(0, 4, N).astype(np.int32),
+}
 
 
-@pytest.mark.parametrize('levels', [3, 50, 10**6])
-def test_it_is_that_of_scikit_learn_with_and_without_ties(levels):
-  rng = np.random.default_rng(levels)
-  scores = rng.integers(0, levels, 3000).astype(np.float32)
-  labels = (rng.random(3000) < 0.2 + 0.5 * scores / levels).astype(np.int32)
-  expected = roc_auc_score(labels, scores)
-  found = roc_auc(jnp.asarray(scores), jnp.asarray(labels))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+def predict(state, x):
+  return Outputs(x * state.params, x)
 
 
-def test_one_class_alone_has_no_order():
-  assert roc_auc(jnp.arange(4.0), jnp.ones(4, int)) == 0.5
-  assert roc_auc(jnp.arange(4.0), jnp.zeros(4, int)) == 0.5
+def a_state():
+  return State(jnp.int32(0), jnp.float32(2), {}, ())
+
+
+def a_method():
+  step = lambda state, batch, key: (state, {'loss': jnp.mean(batch['x'])})
+  return Method(lambda key: a_state(), step, predict)
+
+
+def of_top(logits, xp=jnp):
+  return xp.max(logits, axis=-1)
+
+
+TOP = Score(
+  lambda outputs, batch: (of_top(outputs.logits), batch['x'][:, :2]),
+  lambda rows, arrays: {
+    'median': jnp.median(rows[0]),
+    'spread': jnp.ptp(rows[1]),
+    'of_group': jnp.max(
+      jax.ops.segment_sum(rows[0] * arrays['weight'], arrays['group'], 4)
+    ),
+  },
+)
 
 
 def test_batches_are_padded_to_a_multiple_of_the_devices():
@@ -38,18 +60,108 @@ def test_batches_are_padded_to_a_multiple_of_the_devices():
   assert [len(b['x']) for b in padded_batches({'x': x[:3]}, 5, 4)] == [3]
 
 
-def test_a_mean_over_batches_is_that_over_examples():
-  score = np.arange(12.0)
-  weight = np.array([1, 0, 2, 1, 0, 0, 0, 0, 0, 3, 1, 1.0])
-  batches = [{'weight': w} for w in weight.reshape(3, 4)]
-  with np.errstate(invalid='ignore'):
-    means = [
-      np.sum(v * w) / np.sum(w)  # NaN where there is no weight
-      for v, w in zip(score.reshape(3, 4), weight.reshape(3, 4), strict=True)
-    ]
-  expected = np.average(score, weights=weight)
-  np.testing.assert_allclose(average(means, batches), expected)
-  # With weights of each run, and two scores.
-  both = [np.tile(m, (2, 2)) for m in means]
-  of_runs = [{'weight': PerRun(np.stack([b['weight']] * 2))} for b in batches]
-  np.testing.assert_allclose(average(both, of_runs), np.full((2, 2), expected))
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_score_is_of_the_whole_set(devices):
+  weight = (np.arange(N) % 5 > 0).astype(np.float32)
+  arrays = {**ARRAYS, 'weight': weight}
+  state = place(a_state(), data_mesh(jax.devices()[:devices]))
+  found = evaluate(predict, state, arrays, score=TOP, batch_size=10)
+  top = of_top(2 * ARRAYS['x'], np)
+  groups = [np.sum((top * weight)[ARRAYS['group'] == g]) for g in range(4)]
+  expected = {
+    'median': np.median(top),
+    'spread': np.ptp(ARRAYS['x'][:, :2]),
+    'of_group': max(groups),
+  }
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_other_outputs_than_those_of_x():
+  both = Score(
+    lambda outputs, batch: outputs[0].logits - outputs[1].logits,
+    lambda rows, arrays: {'gap': jnp.max(jnp.abs(rows))},
+    forward=lambda predict, state, batch: (
+      predict(state, batch['x']),
+      predict(state, batch['x_other']),
+    ),
+  )
+  arrays = {'x': ARRAYS['x'], 'x_other': ARRAYS['x'] + 1}
+  found = evaluate(predict, a_state(), arrays, score=both)
+  assert found['gap'] == pytest.approx(2, abs=1e-5)
+
+
+ROWS = lambda outputs, batch: outputs.logits
+
+
+@pytest.mark.parametrize(
+  ('score', 'error', 'message'),
+  [
+    ('accuracy', TypeError, r"scores\['t'\] must be a Score"),
+    (
+      Score(
+        lambda outputs, batch: outputs.logits.mean(), lambda r, a: {'m': r}
+      ),
+      ValueError,
+      r"scores\['t'\]: collect must give rows \[b, ...\].* got shape \(\)",
+    ),
+    (
+      Score(ROWS, lambda rows, arrays: {'m': rows['top'].mean()}),
+      ValueError,
+      r"scores\['t'\]: reduce does not take the rows.*\(37, 3\)",
+    ),
+    (
+      Score(ROWS, lambda rows, arrays: jnp.mean(rows)),
+      ValueError,
+      r"scores\['t'\]: reduce must give numbers by name",
+    ),
+    (Score(ROWS, lambda r, a: {'m': r.mean(0)}), ValueError, r'\(3,\)'),
+    (Score(ROWS, lambda r, a: {}), ValueError, 'numbers by name'),
+    (
+      Score(lambda o, batch: batch['counts'], lambda r, a: {'m': r.mean()}),
+      ValueError,
+      r"held_out\['t'\] lacks 'counts', which scores\['t'\] reads; it has",
+    ),
+    (
+      Score(ROWS, lambda r, arrays: {'m': r.mean() * arrays['x'].mean()}),
+      ValueError,
+      r"what reduce is given of held_out\['t'\] lacks 'x'",
+    ),
+    (
+      Score(ROWS, lambda r, arrays: {'a': r.mean()}),
+      ValueError,
+      r"two sets have scores called \['t_a_a'\]",
+    ),
+  ],
+)
+def test_scores_that_do_not_fit_are_named(score, error, message):
+  held_out, scores = {'t': ARRAYS}, {'t': score}
+  if 'two sets' in message:
+    other = Score(ROWS, lambda r, a: {'a_a': r.mean()})
+    held_out, scores = {'t': ARRAYS, 't_a': ARRAYS}, {'t': other, 't_a': score}
+  with pytest.raises(error, match=message):
+    fit(
+      a_method(),
+      ARRAYS,
+      KEY,
+      epochs=1,
+      batch_size=8,
+      held_out=held_out,
+      scores=scores,
+    )
+
+
+def test_a_score_may_not_be_called_as_a_metric():
+  method = a_method()
+  step = lambda state, batch, key: (state, {'t_a': jnp.mean(batch['x'])})
+  with pytest.raises(ValueError, match=r"a score called \['t_a'\]"):
+    fit(
+      method._replace(step=step),
+      ARRAYS,
+      KEY,
+      epochs=1,
+      batch_size=8,
+      held_out={'t': ARRAYS},
+      scores={'t': Score(ROWS, lambda r, a: {'a': r.mean()})},
+    )

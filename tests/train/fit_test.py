@@ -20,8 +20,9 @@ from jnl.data._batches import PerRun, check_arrays
 from jnl.methods import elr
 from jnl.nets import MLP, StridedCNN, build, from_linen
 from jnl.steps import from_loss, supervised
-from jnl.train import Checkpoint, evaluate, fit, fit_many, padded_batches
-from jnl.train import _fit as fit_module
+from jnl.train import Checkpoint, Score, evaluate, fit, fit_many, padded_batches
+from jnl.train import _program as programs
+from jnl.train._plan import make_plan
 
 N, CLASSES = 62, 3
 KEY = jax.random.key(0)
@@ -61,11 +62,12 @@ def test_it_learns_and_says_so():
   fitted = fit(
     plain(), arrays(), KEY, epochs=20, batch_size=16, held_out={'test': test}
   )
-  assert fitted.history['loss'].shape == fitted.history['test'].shape == (20,)
-  assert fitted.history['test'][-1] > 0.95 > fitted.history['test'][0]
+  accuracy = fitted.history['test_accuracy']
+  assert fitted.history['loss'].shape == accuracy.shape == (20,)
+  assert accuracy[-1] > 0.95 > accuracy[0]
   assert fitted.state.step == 20 * (N // 16)
-  accuracy = evaluate(plain().predict, fitted.state, test, batch_size=48)
-  assert accuracy == pytest.approx(fitted.history['test'][-1])
+  found = evaluate(plain().predict, fitted.state, test, batch_size=48)
+  assert found['accuracy'] == pytest.approx(accuracy[-1])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_many_runs_are_the_single_runs(vectorize):
   many = raw_keys(many)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(many.state))
   if vectorize:
-    assert rows[-1]['train'].shape == (3,)
+    assert rows[-1]['train_accuracy'].shape == (3,)
   for r in range(3):
     data = {'x': arrays()['x'], 'labels': draws[r]}
     one = fit(
@@ -213,11 +215,10 @@ def test_no_device_ever_holds_more_than_its_part_of_the_data():
   before = of_each_device()
   # What goes from device to device was whole on one of them.
   with jax.transfer_guard_device_to_device('disallow_explicit'):
-    tables = fit_module.compile_one(
-      fit_module._plan(
-        method, data, {}, 1, 16, None, {}, None
-      )
-    ).put_data(data)  # fmt: skip
+    options = {'epochs': 1, 'batch_size': 16, 'augment': None}
+    plan = make_plan(method, data, {}, {}, scores={}, shards=None, **options)
+    program = programs.compile_one(plan)
+    tables = programs.put_data(program, {'': data})['']
   assert len(tables['x'].rows.sharding.device_set) == 8
   del tables
   fit(
@@ -233,7 +234,7 @@ def test_an_evaluation_compiles_once_and_is_split_over_devices(caplog):
   with jax.log_compiles():
     for seed in range(3):
       evaluate(predict, fitted.state, arrays(33, seed))
-  assert len(re.findall(r'Compiling jit\(accuracy\)', caplog.text)) == 1
+  assert len(re.findall(r'Compiling jit\(collect_rows\)', caplog.text)) == 1
   part = r'ShapedArray\(float32\[40,2\]\)|float32\[40,2\]'
   assert re.search(part, caplog.text), 'padded to a multiple of eight'
 
@@ -241,7 +242,7 @@ def test_an_evaluation_compiles_once_and_is_split_over_devices(caplog):
 def test_convolutions_run_one_by_one(monkeypatch):
   chosen = []
   monkeypatch.setattr(
-    fit_module, 'compile_many', lambda *a: chosen.append('many') or 1 / 0
+    programs, 'compile_many', lambda *a: chosen.append('many') or 1 / 0
   )
   images = {
     'x': np.zeros((16, 8, 8, 1), np.float32),
@@ -372,7 +373,7 @@ def test_a_log_has_a_line_for_each_epoch(tmp_path, capfd):
   rows = [json.loads(line) for line in log.read_text().splitlines()]
   assert [row['epoch'] for row in rows] == [1, 2, 3]
   np.testing.assert_allclose(
-    [row['test'] for row in rows], fitted.history['test']
+    [row['test_accuracy'] for row in rows], fitted.history['test_accuracy']
   )
   out, err = capfd.readouterr()
   assert out == err == '', 'no bar where there is no terminal'
@@ -447,18 +448,6 @@ BAD = {
     {'held_out': {'t': {**arrays(9), 'x': np.zeros((9, 2), np.uint8)}}},
     TypeError,
     r"held_out\['t'\]: x holds whole",
-  ),
-  'named loss': (
-    {},
-    {'held_out': {'loss': arrays(9)}},
-    ValueError,
-    r"called \['loss'\]",
-  ),
-  'named epoch': (
-    {},
-    {'held_out': {'epoch': arrays(9)}},
-    ValueError,
-    r"called \['epoch'\]",
   ),
   'held out soft': (
     {},
@@ -541,7 +530,7 @@ def checks(monkeypatch):
   def compile_one(*args):
     raise PassedError
 
-  monkeypatch.setattr(fit_module, 'compile_one', compile_one)
+  monkeypatch.setattr(programs, 'compile_one', compile_one)
 
   def passes(method, data, **options):
     with pytest.raises(PassedError):
@@ -605,9 +594,10 @@ def test_tables_of_another_size_are_found_out():
 
 
 def test_held_out_sets_may_have_scores_of_their_own():
-  def mean_logit(predict, state, batch):
-    return global_mean(predict(state, batch['x']).logits[:, 0], batch['weight'])
-
+  mean_logit = Score(
+    lambda outputs, batch: outputs.logits[:, 0],
+    lambda rows, arrays: {'logit': global_mean(rows, arrays['weight'])},
+  )
   data, method = arrays(), supervised(cross_entropy, mlp(), sgd())
   held_out = np.stack([data['x'][:7] + 1, data['x'][:7] - 1])
   fitted = fit_many(
@@ -623,7 +613,7 @@ def test_held_out_sets_may_have_scores_of_their_own():
   for r in range(2):
     state = jax.tree.map(lambda a, r=r: a[r], fitted.state)
     expected = method.predict(state, held_out[r]).logits[:, 0].mean()
-    found = fitted.history['mean'][r, -1]
+    found = fitted.history['mean_logit'][r, -1]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
   run = functools.partial(fit, method, data, KEY, epochs=1, batch_size=16)
   with pytest.raises(ValueError, match=r"scores has \['test'\]"):
