@@ -7,6 +7,7 @@ on the count, solved by the tree in `jnl.automata._tree`.
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.automata._inputs import Inference, is_possible
 from jnl.automata._tree import solve_messages
@@ -15,11 +16,15 @@ from jnl.inputs import read_bag_logits, read_class_counts, read_counts
 from jnl.logspace import LARGEST, log_softmax
 
 
-def count(logits: Array, counts: Array, mask: Array | None = None) -> Inference:
-  r"""Inference from the number of positives (label proportions, PU, UU).
+def count(
+  logits: ArrayLike, counts: ArrayLike, mask: ArrayLike | None = None
+) -> Inference:
+  r"""Posteriors and likelihood, given the number of positives in a bag.
 
   .. math:: \log P(N = n \mid x),\qquad q_i = P(y_i = 1 \mid N = n, x),\qquad
     \sum_i q_i = n
+
+  Label proportions, positive and unlabeled, two unlabeled sets: all are counts.
 
   Args:
     logits: [..., m, 2]; class 1 is the positive one. `one_versus_rest` makes
@@ -51,9 +56,12 @@ def count(logits: Array, counts: Array, mask: Array | None = None) -> Inference:
 
 
 def interval(
-  logits: Array, low: Array, high: Array, mask: Array | None = None
+  logits: ArrayLike,
+  low: ArrayLike,
+  high: ArrayLike,
+  mask: ArrayLike | None = None,
 ) -> Inference:
-  """Inference from bounds on the number of positives, low <= N <= high.
+  """Posteriors and likelihood, given bounds on the number of positives.
 
   Args:
     logits: [..., m, 2]; class 1 is the positive one.
@@ -79,9 +87,9 @@ def interval(
 
 
 def at_least(
-  logits: Array, least: Array, mask: Array | None = None
+  logits: ArrayLike, least: ArrayLike, mask: ArrayLike | None = None
 ) -> Inference:
-  """Inference from a lower bound on the number of positives, N >= least.
+  """Posteriors and likelihood, given a lower bound on the number of positives.
 
   Args:
     logits: [..., m, 2]; class 1 is the positive one.
@@ -100,9 +108,9 @@ def at_least(
 
 
 def multiple_instance(
-  logits: Array, labels: Array, mask: Array | None = None
+  logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
 ) -> Inference:
-  r"""Inference from whether a bag holds any positive at all.
+  r"""Posteriors and likelihood, given whether a bag holds any positive.
 
   .. math:: P(+) = 1 - \prod_i (1 - p_i),\qquad q_i = p_i / P(+)
 
@@ -135,9 +143,9 @@ def multiple_instance(
 
 
 def count_one_versus_rest(
-  logits: Array, counts: Array, mask: Array | None = None
+  logits: ArrayLike, counts: ArrayLike, mask: ArrayLike | None = None
 ) -> Inference:
-  r"""Inference from the count of each class, taken apart.
+  r"""Posteriors and likelihoods, given the count of each class on its own.
 
   .. math:: \sum_k \log P\Big(\sum_i 1[y_i = k] = n_k\Big),\qquad
     q_{ik} \propto P\Big(y_i = k \,\Big|\, \sum_j 1[y_j = k] = n_k\Big)
@@ -180,7 +188,7 @@ def count_one_versus_rest(
 
 
 def one_versus_rest(logits: Array) -> Array:
-  """Each class against all others, as binary logits.
+  """Binary logits of each class against all others.
 
   Args:
     logits: [..., c].
@@ -209,7 +217,9 @@ def _one_versus_rest(log_p: Array) -> Array:
   return jnp.stack([jnp.where(is_top, rest, others), log_p], axis=-1)
 
 
-def _read_bags(logits: Array, mask: Array | None) -> tuple[Array, Array]:
+def _read_bags(
+  logits: ArrayLike, mask: ArrayLike | None
+) -> tuple[Array, Array]:
   """Log-odds [..., m] of binary logits, and the mask."""
   logits, mask = read_bag_logits(logits, mask, classes=2)
   zero, one = logits[..., 0], logits[..., 1]

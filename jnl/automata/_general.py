@@ -12,6 +12,7 @@ import jax
 from jax import lax
 from jax.nn import logsumexp
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.automata._inputs import Inference, conclude
@@ -42,9 +43,9 @@ class Automaton(NamedTuple):
 
 
 def infer(
-  automaton: Automaton, logits: Array, mask: Array | None = None
+  automaton: Automaton, logits: ArrayLike, mask: ArrayLike | None = None
 ) -> Inference:
-  r"""What an automaton's acceptance says of the labels in a bag, exactly.
+  r"""Posteriors and likelihood, given that an automaton accepts a bag.
 
   .. math:: P = \sum_{y_1 \dots y_m} w(y_1 \dots y_m) \prod_i p_i(y_i),\qquad
     q_i(k) = \frac{\partial \log P}{\partial \log p_i(k)}
@@ -105,7 +106,7 @@ def forward_backward(
   log_probs: Array,
   mask: Array,
 ) -> tuple[Array, Array]:
-  r"""The recursions, for automata whose steps are given as functions.
+  r"""The likelihood and the posteriors, by recursions given as functions.
 
   .. math:: \alpha_i(t) = \log \sum_k p_i(k)\, e^{g_{kt}},\qquad
     \beta_{i-1}(s) = \log \sum_k p_i(k)\, e^{h_{sk}},\qquad
@@ -165,7 +166,7 @@ def forward_backward(
 def count_automaton(
   counts: Array | int, most: int, *, counted: Array | tuple[bool, ...] = BINARY
 ) -> Automaton:
-  """Accepts if exactly `counts` labels are of the counted classes.
+  """The automaton that accepts `counts` labels of the counted classes.
 
   The states are the counts 0 to `most`. For long bags of two classes, `count`
   is quicker.
@@ -196,7 +197,9 @@ def interval_automaton(
   *,
   counted: Array | tuple[bool, ...] = BINARY,
 ) -> Automaton:
-  """Accepts if `low` to `high` labels, inclusive, are of the counted classes.
+  """The automaton that accepts `low` to `high` labels of the counted classes.
+
+  Both bounds are included.
 
   Args:
     low: [...] int in [0, high].
@@ -224,7 +227,7 @@ def interval_automaton(
 def at_least_automaton(
   least: Array | int, most: int, *, counted: Array | tuple[bool, ...] = BINARY
 ) -> Automaton:
-  """Accepts if `least` labels or more are of the counted classes.
+  """The automaton that accepts `least` labels or more of the counted classes.
 
   With `least` 1, multiple-instance learning: a positive bag. The last state
   stands for `most` and more.
@@ -250,7 +253,7 @@ def at_least_automaton(
 
 
 def all_equal_automaton(k: int) -> Automaton:
-  """Accepts if all labels are of one class, whichever.
+  """The automaton that accepts labels that are all of one class.
 
   Args:
     k: number of classes, >= 2.
@@ -272,8 +275,8 @@ def all_equal_automaton(k: int) -> Automaton:
   return Automaton(_log(state == 0), _log(step), _log(state >= 0))
 
 
-def pair_automaton(log_weights: Array) -> Automaton:
-  """Reads exactly two labels and weighs the pair.
+def pair_automaton(log_weights: ArrayLike) -> Automaton:
+  """The automaton that reads exactly two labels and weighs the pair.
 
   The state is nothing read, the first label, or both read. `pair` says the same
   in one step; this is for combining it with other automata.
@@ -304,8 +307,8 @@ def pair_automaton(log_weights: Array) -> Automaton:
 # --- the pieces --------------------------------------------------------------
 
 
-def read_table(log_weights: Array) -> Array:
-  """Checks the log weights [..., k, k] of pairs of labels."""
+def read_table(log_weights: ArrayLike) -> Array:
+  """The log weights [..., k, k] of pairs of labels, checked."""
   log_weights = jnp.asarray(log_weights)
   check(
     jnp.issubdtype(log_weights.dtype, jnp.floating),

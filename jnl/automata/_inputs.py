@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.base import LOG_ZERO, Array, check
 from jnl.inputs import read_mask
@@ -35,8 +36,10 @@ class Inference(NamedTuple):
   feasible: Array
 
 
-def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
-  """Checks binary bags.
+def read_log_odds(
+  log_odds: ArrayLike, mask: ArrayLike | None
+) -> tuple[Array, Array]:
+  """Log-odds and mask of binary bags, checked.
 
   Args:
     log_odds: [..., m] floating-point.
@@ -67,9 +70,9 @@ def read_log_odds(log_odds: Array, mask: Array | None) -> tuple[Array, Array]:
 
 
 def read_factor(
-  log_odds: Array, log_factor: Array, mask: Array | None
+  log_odds: ArrayLike, log_factor: ArrayLike, mask: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-  """As `read_log_odds`, with a factor [..., m + 1] on the count."""
+  """Log-odds, factor [..., m + 1] on the count and mask, checked."""
   log_odds, mask = read_log_odds(log_odds, mask)
   log_factor = jnp.asarray(log_factor, log_odds.dtype)
   expected = (*mask.shape[:-1], mask.shape[-1] + 1)
@@ -81,7 +84,7 @@ def read_factor(
 
 
 def possible_counts(log_odds: Array, log_factor: Array, mask: Array) -> Array:
-  """Which counts [..., m + 1] the factor, the bag and its labels allow.
+  """The counts [..., m + 1] that the factor, the bag and its labels allow.
 
   Labels of infinite log-odds are known. A factor that is NaN forbids nothing.
   """
@@ -101,7 +104,7 @@ def is_possible(log_likelihood: Array) -> Array:
 def conclude(
   log_likelihood: Array, posterior: Array, log_probs: Array, mask: Array
 ) -> Inference:
-  """Ends a constraint: -inf and the prediction where nothing is possible.
+  """The `Inference`: -inf and the prediction where nothing is possible.
 
   Args:
     log_likelihood: [...], about `LOG_ZERO` where the evidence is impossible.

@@ -5,6 +5,7 @@ instance has one label; here nothing is forgotten.
 """
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.automata._general import forward_backward
@@ -19,13 +20,13 @@ MOST_STATES = 2**24
 
 
 def joint_count(
-  logits: Array,
-  counts: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  counts: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   states: int | None = None,
 ) -> Inference:
-  r"""How often each class occurs in the bag, exactly.
+  r"""Posteriors and likelihood, given the counts of all classes at once.
 
   .. math:: P = \sum_{y:\, \#\{i: y_i = k\} = n_k\ \forall k} \prod_i p_i(y_i)
 
@@ -121,7 +122,7 @@ def _take(values: Array, index: Array) -> Array:
   return jnp.take_along_axis(values, flat, axis=-1).reshape(index.shape)
 
 
-def _read_counts(counts: Array, mask: Array, classes: int) -> Array:
+def _read_counts(counts: ArrayLike, mask: Array, classes: int) -> Array:
   """Checks counts [..., c] of the instances in each bag."""
   counts = read_class_counts(counts, mask, classes)
   if is_concrete(counts, mask):

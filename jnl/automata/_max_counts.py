@@ -2,6 +2,7 @@
 
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.automata._inputs import is_possible, possible_counts, read_factor
 from jnl.automata._tree import clamp
@@ -9,9 +10,9 @@ from jnl.base import LOG_ZERO, Array
 
 
 def max_count_messages(
-  log_odds: Array, log_factor: Array, mask: Array | None = None
+  log_odds: ArrayLike, log_factor: ArrayLike, mask: ArrayLike | None = None
 ) -> Array:
-  r"""`count_messages` with maxima for sums: max-product.
+  r"""Max-product messages of a factor on the count to each instance.
 
   .. math:: M_i = \max_n\,[\phi(n + 1) + A_{-i}(n)]
                 - \max_n\,[\phi(n) + A_{-i}(n)]
@@ -20,6 +21,8 @@ def max_count_messages(
   limit of T `count_messages(log_odds / T, log_factor / T)` for T -> 0. The sign
   of log-odds and message together is the label in the likeliest labeling. By
   one sort, O(m log m), for any factor.
+
+  As `count_messages`, with maxima for sums.
 
   Args:
     log_odds: [..., m], of each label being 1.
@@ -62,7 +65,7 @@ def max_count_messages(
 
 
 def likeliest(log_odds: Array, counts: Array, mask: Array) -> Array:
-  """Which labels are 1 in the likeliest labeling with a known count.
+  """The labels that are 1 in the likeliest labeling with a known count.
 
   Args:
     log_odds: [..., m], of each label being 1; of equal ones the first goes

@@ -6,6 +6,7 @@ the positive one. They go into `pair`, or by `pair_automaton` into `infer`.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.automata._general import check_broadcast, read_table
 from jnl.automata._inputs import Inference, conclude
@@ -13,8 +14,8 @@ from jnl.base import LOG_ZERO, Array, Scalar, check
 from jnl.inputs import read_bags
 
 
-def pair(logits: Array, log_weights: Array) -> Inference:
-  r"""What a relation of two instances says of their labels, exactly.
+def pair(logits: ArrayLike, log_weights: ArrayLike) -> Inference:
+  r"""Posteriors and likelihood, given a relation of two instances.
 
   .. math:: P = \sum_{ab} w_{ab}\, p_1(a)\, p_2(b),\qquad
     q_1(a) = \frac1P \sum_b w_{ab}\, p_1(a)\, p_2(b)
@@ -57,8 +58,10 @@ def pair(logits: Array, log_weights: Array) -> Inference:
   return conclude(value, posterior, log_probs, mask)
 
 
-def similarity(similar: Array, *, prior: Array | float | None = None) -> Array:
-  r"""Both labels are equal, or both are unequal.
+def similarity(
+  similar: ArrayLike, *, prior: Array | float | None = None
+) -> Array:
+  r"""The log weights of two labels that are known to be equal, or unequal.
 
   .. math:: w_{ab} = 1[(a = b) = \text{similar}]\; \pi_a \pi_b,\qquad
     \pi = (1 - \text{prior}, \text{prior})
@@ -106,7 +109,9 @@ def similarity(similar: Array, *, prior: Array | float | None = None) -> Array:
 
 
 def comparison(*, ties: Scalar = 1.0) -> Array:
-  """The first is at least as positive as the second: all but (0, 1).
+  """The log weights of a first label at least as positive as the second.
+
+  All pairs are possible but (0, 1).
 
   Args:
     ties: weight of two equal labels. With 1 the evidence is that (0, 1) is
@@ -131,8 +136,8 @@ def comparison(*, ties: Scalar = 1.0) -> Array:
   return _log(weights)
 
 
-def similarity_confidence(confidence: Array) -> Array:
-  r"""Both labels are equal with a known probability s.
+def similarity_confidence(confidence: ArrayLike) -> Array:
+  r"""The log weights of two labels that are equal with a known probability s.
 
   .. math:: w_{ab} = s \text{ if } a = b \text{ else } 1 - s
 
@@ -156,8 +161,8 @@ def similarity_confidence(confidence: Array) -> Array:
   return jnp.where(jnp.eye(2, dtype=bool), _log(s), _log(1 - s))
 
 
-def confidence_difference(difference: Array) -> Array:
-  r"""How much more surely the first is positive than the second.
+def confidence_difference(difference: ArrayLike) -> Array:
+  r"""The log weights of two labels whose chances to be positive differ by d.
 
   .. math:: w_{00} = w_{11} = 1 - |d|,\qquad w_{10} = \max(d, 0),\qquad
     w_{01} = \max(-d, 0)
@@ -188,9 +193,9 @@ def confidence_difference(difference: Array) -> Array:
 
 
 def positive_confidence(
-  logits: Array, confidence: Array, mask: Array | None = None
+  logits: ArrayLike, confidence: ArrayLike, mask: ArrayLike | None = None
 ) -> Inference:
-  r"""Each instance is positive with a known probability c.
+  r"""Posteriors and likelihood, given each instance's chance to be positive.
 
   .. math:: q_i \propto p_i \cdot (1 - c_i, c_i),\qquad
     P = \prod_i (p_{i0} (1 - c_i) + p_{i1} c_i)
@@ -240,7 +245,7 @@ def _log(weights: Array) -> Array:
   return jnp.where(some, jnp.log(jnp.where(some, weights, 1)), LOG_ZERO)
 
 
-def _read_number(name: str, values: Array | float, low: int = 0) -> Array:
+def _read_number(name: str, values: ArrayLike, low: int = 0) -> Array:
   """Checks numbers in [low, 1], at least float32."""
   values = jnp.asarray(values)
   check(

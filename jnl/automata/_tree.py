@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.automata._inputs import (
   is_possible,
@@ -38,7 +39,7 @@ SURE = 1e-3
 
 
 class CountMessages(NamedTuple):
-  """What a factor on the count of a bag says.
+  """The messages and the likelihood of a factor on the count of a bag.
 
   Attributes:
     messages: [..., m], log-odds of each label from the factor and the *other*
@@ -54,9 +55,9 @@ class CountMessages(NamedTuple):
 
 
 def count_messages(
-  log_odds: Array, log_factor: Array, mask: Array | None = None
+  log_odds: ArrayLike, log_factor: ArrayLike, mask: ArrayLike | None = None
 ) -> CountMessages:
-  r"""Messages of a factor on the count to each of the instances.
+  r"""Messages of a factor on the count of a bag to each of the instances.
 
   .. math:: M_i = \log \frac{\sum_n \phi(n + 1)\, P(N_{-i} = n)}
                             {\sum_n \phi(n)\, P(N_{-i} = n)}
@@ -87,8 +88,10 @@ def count_messages(
   return CountMessages(messages, jnp.where(is_possible(log_z), log_z, -jnp.inf))
 
 
-def count_log_probs(log_odds: Array, mask: Array | None = None) -> Array:
-  """The whole distribution of the count, exact far into its tails.
+def count_log_probs(
+  log_odds: ArrayLike, mask: ArrayLike | None = None
+) -> Array:
+  """The log-probabilities of all counts of a bag, exact far into the tails.
 
   The tree of this module in log space: slower than what needs one count or one
   factor, and the reference for it. Its gradient by reverse mode keeps O(m^2).

@@ -1,12 +1,13 @@
 """What beliefs say of pairs, of bags, and of the law as a whole."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import automata
-from jnl.automata._max_counts import likeliest
+from jnl.automata import likeliest
 from jnl.base import Array, check
 from jnl.belief._factors import FactorGraph
 from jnl.belief._messages import (
@@ -35,7 +36,7 @@ class PairProbs(NamedTuple):
 
 @jax.jit
 def pair_probs(graph: FactorGraph, beliefs: Beliefs) -> PairProbs:
-  r"""P(y_i, y_j) of all ties.
+  r"""The joint probabilities P(y_i, y_j) of all ties.
 
   .. math:: P(y_i, y_j) \propto \exp(c_i y_i + c_j y_j - w (y_i - y_j)^2)
 
@@ -59,7 +60,7 @@ def pair_probs(graph: FactorGraph, beliefs: Beliefs) -> PairProbs:
 
 @jax.jit
 def count_log_probs(graph: FactorGraph, beliefs: Beliefs) -> Array:
-  """The distribution of the number of positives in each bag.
+  """The log-probabilities of all numbers of positives in each bag.
 
   Args:
     graph: from `factor_graph`.
@@ -84,7 +85,7 @@ def count_log_probs(graph: FactorGraph, beliefs: Beliefs) -> Array:
 
 @jax.jit
 def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
-  r"""-log Z as belief propagation has it: exact on a tree.
+  r"""The Bethe free energy, -log Z: exact on a tree.
 
   .. math:: -\log Z = -\sum_a \log Z_a - \sum_i (1 - d_i) \log Z_i
 
@@ -133,8 +134,10 @@ def bethe_free_energy(graph: FactorGraph, beliefs: Beliefs) -> Array:
   return -log_z
 
 
-def top_of_bags(log_odds: Array, index: Any, mask: Any, counts: Any) -> Array:
-  """Labels that hold each bag's count: its likeliest instances.
+def top_of_bags(
+  log_odds: ArrayLike, index: ArrayLike, mask: ArrayLike, counts: ArrayLike
+) -> Array:
+  """The labels that hold each bag's count: 1 for its likeliest instances.
 
   The other way to decide is a threshold, `beliefs.marginals > 0.5`, which may
   be better where counts do not bind.

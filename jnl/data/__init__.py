@@ -18,6 +18,7 @@ from jnl.data._datasets import (
   load,
   load_text,
   published_order,
+  take,
 )
 from jnl.data._files import Examples, human_labels
 from jnl.data._noisy import NOISES, Noisy, check_noise, noisy, save_noisy

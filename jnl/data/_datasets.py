@@ -45,8 +45,13 @@ class Dataset(NamedTuple):
 def digits(seed: int = 0) -> Dataset:
   """Scans of handwritten digits, embedded in scikit-learn.
 
-  1797 real 8x8 images with pixels in 0..16, divided by 16; a seeded permutation
-  cut into 1200 training, 120 validation and 477 test rows.
+  1797 real 8x8 images with pixels in 0..16, divided by 16.
+
+  Args:
+    seed: of the permutation that is cut into the parts.
+
+  Returns:
+    The data set: 1200 training, 120 validation and 477 test rows.
 
   Reference: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
   Digits, UCI Machine Learning Repository, 1998.
@@ -71,7 +76,7 @@ def load(
   validation: float = 0.1,
   seed: int = 0,
 ) -> Dataset:
-  """A data set by name.
+  """A data set by name, split and shuffled.
 
   Args:
     name: `'digits'`; with `data_dir`, a data set in that folder, named as its
@@ -147,7 +152,7 @@ def load_text(
 def encode_text(
   dataset: Dataset, ids: Callable[[Sequence[str]], np.ndarray] = ngram_ids
 ) -> Dataset:
-  """The data set with its texts as ids.
+  """The data set with its texts as ids of tokens or n-grams.
 
   Args:
     dataset: as from `load_text`.
@@ -156,6 +161,9 @@ def encode_text(
 
   Returns:
     The data set, x [n, length] int32.
+
+  Raises:
+    ValueError: if it holds no texts.
   """
   check(_is_text(dataset.train), f'{dataset.name} holds no texts')
   parts = (
@@ -228,6 +236,12 @@ def published_order(dataset: Dataset) -> Examples:
 
   Noise is drawn on these, so that a draw depends on its key and on the file
   alone, not on how the rows are split and shuffled here.
+
+  Args:
+    dataset: as from `load`.
+
+  Returns:
+    Its `train` and `validation` rows together, by ascending `id`.
 
   >>> digits = load('digits')
   >>> whole = published_order(digits)

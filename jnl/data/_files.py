@@ -416,7 +416,7 @@ def _read_text_part(
 def human_labels(
   noise: str, data_dir: str | pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The labels that people gave to CIFAR: CIFAR-10N and CIFAR-100N.
+  """The noisy labels that people gave to CIFAR: CIFAR-10N and CIFAR-100N.
 
   Args:
     noise: `'cifar10n_aggre'`, `'cifar10n_random1'`, `..2`, `..3`,

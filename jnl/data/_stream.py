@@ -59,14 +59,6 @@ def streaming(
     position = -1
     batches: Iterator[Batch] = iter(())
 
-    def write_orders(epoch: int) -> None:
-      """Workers read ahead, so the next epoch's order is there as well."""
-      for e in (epoch, epoch + 1):
-        if e < epochs and not (folder / f'{e}.npy').exists():
-          np.save(folder / f'.{e}.npy', np.asarray(order(e)))
-          (folder / f'.{e}.npy').rename(folder / f'{e}.npy')
-      (folder / f'{epoch - 1}.npy').unlink(missing_ok=True)
-
     def read(first: int, last: int, per_epoch: int) -> Iterator[Batch]:
       source = _Source(reopened, folder, first, last, per_epoch, batch_size)
       return _pipeline(source, workers)
@@ -74,7 +66,7 @@ def streaming(
     def going_on() -> Iterator[Batch]:
       nonlocal position
       while position < epochs * steps:
-        write_orders(position // steps)
+        _write_orders(folder, order, position // steps, epochs)
         batch = next(batches)
         position += 1
         yield batch
@@ -88,7 +80,7 @@ def streaming(
         return read(-count, 0, count)
       if position != epoch * steps + first:
         position = epoch * steps + first
-        write_orders(epoch)
+        _write_orders(folder, order, epoch, epochs)
         _close(batches)
         batches = read(position, epochs * steps, steps)
       return going_on()
@@ -97,6 +89,20 @@ def streaming(
       yield stream
     finally:
       _close(batches)
+
+
+def _write_orders(
+  folder: pathlib.Path,
+  order: Callable[[int], np.ndarray],
+  epoch: int,
+  epochs: int,
+) -> None:
+  """Workers read ahead, so the next epoch's order is there as well."""
+  for e in (epoch, epoch + 1):
+    if e < epochs and not (folder / f'{e}.npy').exists():
+      np.save(folder / f'.{e}.npy', np.asarray(order(e)))
+      (folder / f'.{e}.npy').rename(folder / f'{e}.npy')
+  (folder / f'{epoch - 1}.npy').unlink(missing_ok=True)
 
 
 def check_main_guard() -> None:

@@ -14,7 +14,7 @@ ARRAYS = tuple(
 def rows_of_table(
   arrays: Mapping[str, np.ndarray], argument: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers standardized by the training rows, categories one-hot.
+  """Rows of a table as numbers: standardized columns, categories one-hot.
 
   Args:
     arrays: `num_train`, `num_test` [n, d] and `cat_train`, `cat_test` [n, q],

@@ -25,7 +25,13 @@ _TOKEN = re.compile(r"\w+(?:'\w+)*|[^\w\s\ufeff]")
 
 
 def tokenize(text: str) -> list[str]:
-  """Words and signs of a text, in lower case.
+  """The words and signs of a text, in lower case.
+
+  Args:
+    text: any string.
+
+  Returns:
+    The tokens in order; words keep apostrophes inside.
 
   >>> tokenize("Check out MY channel: don't miss it!!")
   ['check', 'out', 'my', 'channel', ':', "don't", 'miss', 'it', '!', '!']
@@ -48,7 +54,7 @@ def hashed_id(gram: str, buckets: int) -> int:
 def token_ids(
   texts: Sequence[str], *, buckets: int = 8192, length: int = 64
 ) -> np.ndarray:
-  """The hashed tokens of texts, in order; the input of `TextTransformer`.
+  """The hashed tokens of texts, in order, for `TextTransformer`.
 
   Args:
     texts: n strings; one without tokens is all padding.
@@ -75,7 +81,7 @@ def ngram_ids(
   buckets: int = 8192,
   length: int = 64,
 ) -> np.ndarray:
-  """The hashed n-grams of the tokens of texts; the input of `NgramClassifier`.
+  """The hashed n-grams of the tokens of texts, for `NgramClassifier`.
 
   They come by the token they begin with, so that what is cut off is the end of
   a text.

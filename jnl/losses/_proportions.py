@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import automata
-from jnl.automata import Inference
-from jnl.automata._max_counts import likeliest
+from jnl.automata import Inference, likeliest
 from jnl.base import (
   LOG_ZERO,
   Array,
@@ -31,7 +31,9 @@ from jnl.logspace import is_zero
 from jnl.losses._cross_entropy import ce
 
 
-def count_nll(logits: Array, counts: Array, mask: Array | None = None) -> Array:
+def count_nll(
+  logits: ArrayLike, counts: ArrayLike, mask: ArrayLike | None = None
+) -> Array:
   r"""Negative log-likelihood of the number of positives in a bag.
 
   .. math:: \ell = -\log P\Big(\sum_i y_i = n\Big),\qquad
@@ -59,7 +61,7 @@ def count_nll(logits: Array, counts: Array, mask: Array | None = None) -> Array:
 
 
 def count_nll_one_versus_rest(
-  logits: Array, counts: Array, mask: Array | None = None
+  logits: ArrayLike, counts: ArrayLike, mask: ArrayLike | None = None
 ) -> Array:
   r"""Negative log-likelihoods of the count of each class, added up.
 
@@ -80,6 +82,11 @@ def count_nll_one_versus_rest(
   Raises:
     TypeError, ValueError: as `count_nll`.
 
+  >>> z, counts = jnp.zeros((3, 2)), jnp.array([2, 1])
+  >>> bool(jnp.isclose(
+  ...   count_nll_one_versus_rest(z, counts), 2 * count_nll(z, counts[1])))
+  True
+
   Reference: Chen et al., "A General Framework for Learning from Weak
   Supervision", ICML 2024, arXiv 2402.01922.
   """
@@ -87,9 +94,9 @@ def count_nll_one_versus_rest(
 
 
 def count_nll_joint(
-  logits: Array,
-  counts: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  counts: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   states: int | None = None,
 ) -> Array:
@@ -116,8 +123,10 @@ def count_nll_joint(
   return _nll(automata.joint_count(logits, counts, mask, states=states))
 
 
-def dllp(logits: Array, proportions: Array, mask: Array | None = None) -> Array:
-  r"""Cross-entropy of the mean prediction of a bag: proportions matched.
+def dllp(
+  logits: ArrayLike, proportions: ArrayLike, mask: ArrayLike | None = None
+) -> Array:
+  r"""Cross-entropy of the mean prediction of a bag and its proportions.
 
   .. math:: \ell = -\sum_k \pi_k \log \frac1m \sum_i p_{ik}
 
@@ -149,9 +158,9 @@ def dllp(logits: Array, proportions: Array, mask: Array | None = None) -> Array:
 
 
 def dllp_l1(
-  logits: Array, proportions: Array, mask: Array | None = None
+  logits: ArrayLike, proportions: ArrayLike, mask: ArrayLike | None = None
 ) -> Array:
-  r"""`dllp` by the absolute differences.
+  r"""Absolute differences of the mean prediction of a bag and its proportions.
 
   .. math:: \ell = \sum_k \Big|\pi_k - \frac1m \sum_i p_{ik}\Big|
 
@@ -175,9 +184,9 @@ def dllp_l1(
 
 
 def dllp_squared(
-  logits: Array, proportions: Array, mask: Array | None = None
+  logits: ArrayLike, proportions: ArrayLike, mask: ArrayLike | None = None
 ) -> Array:
-  r"""`dllp` by the squared differences.
+  r"""Squared differences of the mean prediction of a bag and its proportions.
 
   .. math:: \ell = \sum_k \Big(\pi_k - \frac1m \sum_i p_{ik}\Big)^2
 
@@ -203,14 +212,14 @@ def dllp_squared(
 
 
 def easy_llp(
-  logits: Array,
-  proportions: Array,
-  prior: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  proportions: ArrayLike,
+  prior: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   loss: Callable[[Array, Array], Array] = ce,
 ) -> Array:
-  r"""A loss of instances, estimated without bias from their bags.
+  r"""An unbiased estimate of the loss of instances, from their bags.
 
   .. math:: \frac1m \sum_i \sum_k w_k\, \ell(z_i, k),\qquad
     w_k = m (\pi_k - \rho_k) + \rho_k
@@ -232,6 +241,10 @@ def easy_llp(
   Raises:
     TypeError, ValueError: if an array is malformed.
 
+  >>> z, shares, prior = jnp.zeros((2, 2)), jnp.array([0., 1.]), jnp.full(2, .5)
+  >>> round(float(easy_llp(z, shares, prior)), 3)
+  0.693
+
   Reference: Busa-Fekete, Choi, Dick, Gentile, Munoz Medina, "Easy Learning from
   Label Proportions", NeurIPS 2023, arXiv 2302.03115.
   """
@@ -241,10 +254,10 @@ def easy_llp(
 
 def easy_llp_sampled(
   key: Key,
-  logits: Array,
-  proportions: Array,
-  prior: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  proportions: ArrayLike,
+  prior: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   loss: Callable[[Array, Array], Array] = ce,
 ) -> Array:
@@ -299,10 +312,10 @@ def _gumbel(key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def _easy_llp(
-  logits: Array,
-  proportions: Array,
-  prior: Array,
-  mask: Array | None,
+  logits: ArrayLike,
+  proportions: ArrayLike,
+  prior: ArrayLike,
+  mask: ArrayLike | None,
   loss: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array]:
   """The estimate from each instance [..., m], and the mask."""
@@ -319,9 +332,12 @@ def _easy_llp(
 
 
 def dsq(
-  logits: Array, proportions: Array, prior: Array, mask: Array | None = None
+  logits: ArrayLike,
+  proportions: ArrayLike,
+  prior: ArrayLike,
+  mask: ArrayLike | None = None,
 ) -> Array:
-  r"""The squared loss of instances, without bias: matched, then corrected.
+  r"""An unbiased estimate of the squared loss of instances, from their bags.
 
   .. math:: \frac12 \sum_k m (\pi_k - \bar p_k)^2 - m (\bar p_k - \rho_k)^2
     + \frac1m \sum_i (p_{ik} - \rho_k)^2
@@ -338,6 +354,9 @@ def dsq(
   Raises:
     TypeError, ValueError: if an array is malformed.
 
+  >>> dsq(jnp.zeros((2, 2)), jnp.array([0., 1.]), jnp.full(2, .5)).tolist()
+  0.5
+
   Reference: Busa-Fekete et al., NeurIPS 2023, arXiv 2302.03115, and code of
   LLP-Bench.
   """
@@ -353,9 +372,12 @@ def dsq(
 
 
 def gen_bags(
-  logits: Array, counts: Array, weights: Array, mask: Array | None = None
+  logits: ArrayLike,
+  counts: ArrayLike,
+  weights: ArrayLike,
+  mask: ArrayLike | None = None,
 ) -> Array:
-  r"""Counts of bags matched in random combinations.
+  r"""The squared error of the counts of randomly combined bags.
 
   .. math:: \ell_r = \frac12 \sum_k \Big(\sum_b w_{rb}
     \big(\sum_{i \in b} p_{ik} - S_{bk}\big)\Big)^2
@@ -410,9 +432,9 @@ def gen_bags(
 
 
 def transport_labels(
-  logits: Array,
-  counts: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  counts: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   reg: Scalar = 0.2,
   iterations: int = 1000,
@@ -453,14 +475,14 @@ def transport_labels(
 
 
 def transport(
-  logits: Array,
-  counts: Array,
-  mask: Array | None = None,
+  logits: ArrayLike,
+  counts: ArrayLike,
+  mask: ArrayLike | None = None,
   *,
   reg: Scalar = 0.2,
   iterations: int = 1000,
 ) -> Array:
-  r"""Cross-entropy to `transport_labels`, the mean over a bag.
+  r"""Cross-entropy to `transport_labels`, averaged over the bag.
 
   .. math:: \ell = -\frac1m \sum_{ik} q_{ik} \log p_{ik}
 
@@ -485,7 +507,7 @@ def transport(
 
 
 def _transported(
-  log_probs: Array, counts: Array, mask: Array, reg: Scalar, iterations: int
+  log_probs: Array, counts: ArrayLike, mask: Array, reg: Scalar, iterations: int
 ) -> Array:
   """`transport_labels` of bags that are read."""
   log_probs, classes = lax.stop_gradient(log_probs), log_probs.shape[-1]
@@ -596,9 +618,9 @@ def _sinkhorn(
 
 
 def similarity_smoothness(
-  scores: Array, x: Array, weights: Array | None = None
+  scores: ArrayLike, x: ArrayLike, weights: ArrayLike | None = None
 ) -> Array:
-  r"""How much scores differ between instances that are alike.
+  r"""Mean squared difference of scores, weighted by the likeness of instances.
 
   .. math:: \ell_i = \sum_j w_j\, e^{-|x_i - x_j|^2} (s_i - s_j)^2 \Big/
     \sum_j w_j
@@ -651,7 +673,7 @@ def similarity_smoothness(
 
 
 def _read_proportions(
-  proportions: Array, log_probs: Array, mask: Array
+  proportions: ArrayLike, log_probs: Array, mask: Array
 ) -> Array:
   proportions = jnp.asarray(proportions, log_probs.dtype)
   expected = (*mask.shape[:-1], log_probs.shape[-1])
@@ -662,7 +684,7 @@ def _read_proportions(
   return proportions
 
 
-def _read_prior(prior: Array, classes: int, dtype: Any) -> Array:
+def _read_prior(prior: ArrayLike, classes: int, dtype: Any) -> Array:
   prior = jnp.asarray(prior, dtype)
   check(
     prior.shape == (classes,),
@@ -685,7 +707,9 @@ def _log_mean(log_probs: Array, mask: Array) -> Array:
   return total - jnp.log(jnp.maximum(jnp.sum(there, axis=-2), 1))
 
 
-def _off(logits: Array, proportions: Array, mask: Array | None) -> Array:
+def _off(
+  logits: ArrayLike, proportions: ArrayLike, mask: ArrayLike | None
+) -> Array:
   """By how much a bag's mean prediction misses, [..., c]."""
   log_probs, mask = read_bags(logits, mask)
   proportions = _read_proportions(proportions, log_probs, mask)

@@ -29,9 +29,9 @@ Bags: proportions, counts, any evidence
   refine              LLP-BP: `similarity_graph`, `pseudo_labels`, an embedding
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jnl._lazy import names_of
 from jnl.steps import supervised, supervised_bags
 
 if TYPE_CHECKING:
@@ -80,20 +80,9 @@ _NAMES = {
   '_proden': ('proden',),
   '_storm': ('Rescaled', 'storm'),
   '_weak_em': ('weak_em',),
+  '': ('supervised', 'supervised_bags'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""
-_FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
 
-__all__ = sorted([*_FILE_OF, 'supervised', 'supervised_bags'])
-
-
-def __getattr__(name: str) -> Any:
-  if name not in _FILE_OF:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  value = getattr(importlib.import_module(f'{__name__}.{_FILE_OF[name]}'), name)
-  globals()[name] = value
-  return value
-
-
-def __dir__() -> list[str]:
-  return __all__
+__getattr__, __dir__ = names_of(__name__, _NAMES)
+__all__ = __dir__()

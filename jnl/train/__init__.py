@@ -6,8 +6,9 @@ side by side; `evaluate` scores a state on held-out data by a `Score`, of which
 one's own to several devices. `report` writes tables, JSON lines and plots.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jnl._lazy import names_of
 
 if TYPE_CHECKING:
   from jnl.train import report, scores, script
@@ -49,23 +50,9 @@ _NAMES = {
     'specs',
   ),
   '_plan': ('Augment', 'Stream'),
+  '': ('report', 'scores', 'script'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""
-_MODULES = ('report', 'scores', 'script')
-_FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
 
-__all__ = sorted([*_FILE_OF, *_MODULES])
-
-
-def __getattr__(name: str) -> Any:
-  if name in _MODULES:
-    return importlib.import_module(f'jnl.train.{name}')
-  if name not in _FILE_OF:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  value = getattr(importlib.import_module(f'{__name__}.{_FILE_OF[name]}'), name)
-  globals()[name] = value
-  return value
-
-
-def __dir__() -> list[str]:
-  return __all__
+__getattr__, __dir__ = names_of(__name__, _NAMES)
+__all__ = __dir__()

@@ -6,6 +6,7 @@ place and renamed, so that it is there whole or not at all.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -93,56 +94,75 @@ def open_checkpoints(
   )
   about, step = (json.loads(json.dumps(dict(x))) for x in (about, step))
   with ocp.CheckpointManager(folder, options=options) as manager:
+    yield Checkpoints(
+      functools.partial(_save, manager, folder, about, step),
+      functools.partial(_restore, manager, folder, about, step, same_step),
+      functools.partial(_latest, manager),
+    )
 
-    def save(number: int, state: PyTree, position: Any) -> None:
-      record = {
-        'about': about,
-        'arrays': _arrays(state),
-        'step': step,
-        'position': position,
-      }
-      items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(record)
-      )
-      try:
-        with _quiet():
-          if number in manager.all_steps():  # one that could not be read
-            manager.delete(number)
-          manager.save(number, args=items, force=True)
-      except Exception as error:
-        _remove_partial(folder)
-        raise OSError(
-          f'could not write checkpoint {number} to {folder} '
-          f'({str(error).splitlines()[0]}); '
-          f'the last good one is {_latest(manager)}'
-        ) from None
 
-    def restore(abstract: PyTree) -> tuple[PyTree, Any] | None:
-      numbers = sorted(manager.all_steps(), reverse=True)
-      for number in numbers:
-        try:
-          with _quiet():
-            record = _read(manager, number, position=ocp.args.JsonRestore())
-        except Exception as error:
-          _say_unreadable(folder, number, error)
-          continue
-        known = _of_both(record['about'], about)
-        _compare(folder, number, 'description', *known)
-        _compare(folder, number, 'state', record['arrays'], _arrays(abstract))
-        _check_step(folder, number, record.get('step', {}), step, same_step)
-        try:
-          with _quiet():
-            state = _read(
-              manager, number, state=ocp.args.StandardRestore(abstract)
-            )
-        except Exception as error:
-          _say_unreadable(folder, number, error)
-          continue
-        return state, record['position']
-      check(not numbers, f'no checkpoint in {folder} can be read')
-      return None
+def _save(
+  manager: ocp.CheckpointManager,
+  folder: pathlib.Path,
+  about: Json,
+  step: Json,
+  number: int,
+  state: PyTree,
+  position: Any,
+) -> None:
+  """Writes a checkpoint of that number, or raises and leaves nothing of it."""
+  record = {
+    'about': about,
+    'arrays': _arrays(state),
+    'step': step,
+    'position': position,
+  }
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(record)
+  )
+  try:
+    with _quiet():
+      if number in manager.all_steps():  # one that could not be read
+        manager.delete(number)
+      manager.save(number, args=items, force=True)
+  except Exception as error:
+    _remove_partial(folder)
+    raise OSError(
+      f'could not write checkpoint {number} to {folder} '
+      f'({str(error).splitlines()[0]}); the last good one is {_latest(manager)}'
+    ) from None
 
-    yield Checkpoints(save, restore, lambda: _latest(manager))
+
+def _restore(
+  manager: ocp.CheckpointManager,
+  folder: pathlib.Path,
+  about: Json,
+  step: Json,
+  same_step: bool,
+  abstract: PyTree,
+) -> tuple[PyTree, Any] | None:
+  """The last checkpoint that can be read, if it is of the same run."""
+  numbers = sorted(manager.all_steps(), reverse=True)
+  for number in numbers:
+    try:
+      with _quiet():
+        record = _read(manager, number, position=ocp.args.JsonRestore())
+    except Exception as error:
+      _say_unreadable(folder, number, error)
+      continue
+    known = _of_both(record['about'], about)
+    _compare(folder, number, 'description', *known)
+    _compare(folder, number, 'state', record['arrays'], _arrays(abstract))
+    _check_step(folder, number, record.get('step', {}), step, same_step)
+    try:
+      with _quiet():
+        state = _read(manager, number, state=ocp.args.StandardRestore(abstract))
+    except Exception as error:
+      _say_unreadable(folder, number, error)
+      continue
+    return state, record['position']
+  check(not numbers, f'no checkpoint in {folder} can be read')
+  return None
 
 
 def _check_folder(folder: pathlib.Path, resume: bool) -> None:

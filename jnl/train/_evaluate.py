@@ -273,6 +273,12 @@ def check_score(
       f'{name}: reduce does not take the rows that collect gives, '
       f'{jax.tree.map(lambda r: r.shape, rows)}: {error}'
     ) from error
+  _check_found(found, name)
+  return tuple(found)
+
+
+def _check_found(found: Any, name: str) -> None:
+  """Raises unless these are numbers by name, of which there is one."""
   numbers = isinstance(found, Mapping) and all(
     isinstance(k, str) and getattr(v, 'shape', None) == ()
     for k, v in found.items()
@@ -282,7 +288,6 @@ def check_score(
     f'{name}: reduce must give numbers by name, {{name: []}}, got '
     f'{jax.tree.map(lambda v: getattr(v, "shape", v), found)}',
   )
-  return tuple(found)
 
 
 def _traced(f: Callable, *args: Any, what: str, arrays_name: str) -> Any:

@@ -408,34 +408,17 @@ def _strides(
 @contextlib.contextmanager
 def _saving(run: _Run) -> Iterator[tuple[Callable, Callable, Callable]]:
   """Gives `save`, `restore` and `stopping`; idle without a checkpoint."""
-  program, key, sets, held_out, epochs, checkpoint, label = run
+  checkpoint, plan = run.checkpoint, run.program.plan
   if checkpoint is None:
     yield lambda *_: None, lambda carry: (carry, 0, 0, []), lambda: False
     return
   from jnl.train import _checkpoint as checkpoints  # Orbax is slow to import
 
-  plan = program.plan
-  about = {
-    'method': label,
-    'config': plain(dict(checkpoint.config)),
-    'data': _sizes(plan.sources['']),
-    'streams': {k: _sizes(v) for k, v in plan.sources.items() if k},
-    'key': np.asarray(jax.random.key_data(key)).tolist(),
-    'checksums': jax.tree.map(
-      checkpoints.checksum,
-      {
-        'data': dict(sets['']),
-        'streams': {k: dict(v) for k, v in sets.items() if k},
-        'held_out': {k: dict(v) for k, v in held_out.items()},
-      },
-      is_leaf=lambda x: not isinstance(x, dict),
-    ),
-  }
   tracer = f'jax {jax.__version__}, {jax.default_backend()}'
   with (
     checkpoints.open_checkpoints(
       checkpoint.folder,
-      about,
+      _about(run, checkpoint, checkpoints.checksum),
       resume=checkpoint.resume,
       keep=checkpoint.keep,
       step={tracer: traced.fingerprint(plan.traced, *_traced_refit(plan))},
@@ -443,46 +426,88 @@ def _saving(run: _Run) -> Iterator[tuple[Callable, Callable, Callable]]:
     ) as opened,
     checkpoints.noticing_sigterm() as stopping,
   ):
-    said = False
+    said: list[bool] = []
+    yield (
+      functools.partial(_save, run, opened, stopping, said),
+      functools.partial(_restore, run, opened),
+      stopping,
+    )
 
-    def restore(carry: Carry) -> tuple[Carry, int, int, list]:
-      found = opened.restore(programs.abstract_carry(program, carry))
-      if found is None:
-        return carry, 0, 0, []
-      carry, position = found
-      epoch, step = position['epoch'], position['step']
-      check(
-        epoch + (step > 0) <= epochs,
-        f'epochs is {epochs}, but the checkpoint in {checkpoint.folder} has '
-        f'trained for {epoch} and {step} steps',
-      )
-      return programs.fill(program, carry), epoch, step, position['history']
 
-    def save(carry: Carry, epoch: int, step: int, rows: list) -> None:
-      nonlocal said
-      carry = programs.drop(program, carry)
-      good = np.asarray(checkpoints.finite_runs(carry.state))
-      if good.any():
-        position = {'epoch': epoch, 'step': step, 'history': rows}
-        opened.save(epoch * plan.steps + step, carry, position)
-      if not (good.all() or said):
-        said = True
-        which = f' in runs {np.flatnonzero(~good).tolist()}' * good.ndim
-        checkpoints.say(
-          f'after epoch {epoch}, step {step} the parameters are not finite'
-          f'{which}: {"the others are" if good.any() else "this is not"} '
-          f'saved; the last checkpoint in {checkpoint.folder} is '
-          f'{opened.latest()}. Training goes on'
-        )
-      if stopping():
-        done = 'saved' if good.any() else 'not saved, as it is not finite:'
-        checkpoints.say(
-          f'SIGTERM: {done} epoch {epoch}, step {step} to {checkpoint.folder}; '
-          'resume to go on'
-        )
-        raise SystemExit(128 + 15)
+def _about(
+  run: _Run, checkpoint: Checkpoint, checksum: Callable[[Any], str]
+) -> dict[str, Any]:
+  """Which run a checkpoint belongs to, as JSON."""
+  sources = run.program.plan.sources
+  streams = {name: dict(v) for name, v in run.sets.items() if name}
+  held_out = {name: dict(v) for name, v in run.held_out.items()}
+  arrays = {'data': dict(run.sets['']), 'streams': streams}
+  return {
+    'method': run.label,
+    'config': plain(dict(checkpoint.config)),
+    'data': _sizes(sources['']),
+    'streams': {name: _sizes(v) for name, v in sources.items() if name},
+    'key': np.asarray(jax.random.key_data(run.key)).tolist(),
+    'checksums': jax.tree.map(
+      checksum,
+      {**arrays, 'held_out': held_out},
+      is_leaf=lambda x: not isinstance(x, dict),
+    ),
+  }
 
-    yield save, restore, stopping
+
+def _restore(
+  run: _Run, opened: Any, carry: Carry
+) -> tuple[Carry, int, int, list]:
+  """The last carry that was saved, its epoch and step, and the rows so far."""
+  program = run.program
+  found = opened.restore(programs.abstract_carry(program, carry))
+  if found is None:
+    return carry, 0, 0, []
+  carry, position = found
+  epoch, step = position['epoch'], position['step']
+  folder = run.checkpoint and run.checkpoint.folder
+  check(
+    epoch + (step > 0) <= run.epochs,
+    f'epochs is {run.epochs}, but the checkpoint in {folder} has trained for '
+    f'{epoch} and {step} steps',
+  )
+  return programs.fill(program, carry), epoch, step, position['history']
+
+
+def _save(
+  run: _Run,
+  opened: Any,
+  stopping: Callable[[], bool],
+  said: list[bool],
+  carry: Carry,
+  epoch: int,
+  step: int,
+  rows: list,
+) -> None:
+  """Saves a carry that is finite, says so once if not, ends where asked to."""
+  from jnl.train import _checkpoint as checkpoints
+
+  carry = programs.drop(run.program, carry)
+  good = np.asarray(checkpoints.finite_runs(carry.state))
+  folder = run.checkpoint and run.checkpoint.folder
+  if good.any():
+    position = {'epoch': epoch, 'step': step, 'history': rows}
+    opened.save(epoch * run.program.plan.steps + step, carry, position)
+  if not (good.all() or said):
+    said.append(True)
+    which = f' in runs {np.flatnonzero(~good).tolist()}' * good.ndim
+    checkpoints.say(
+      f'after epoch {epoch}, step {step} the parameters are not finite'
+      f'{which}: {"the others are" if good.any() else "this is not"} saved; '
+      f'the last checkpoint in {folder} is {opened.latest()}. Training goes on'
+    )
+  if stopping():
+    done = 'saved' if good.any() else 'not saved, as it is not finite:'
+    checkpoints.say(
+      f'SIGTERM: {done} epoch {epoch}, step {step} to {folder}; resume to go on'
+    )
+    raise SystemExit(128 + 15)
 
 
 def _sizes(source: Source) -> dict[str, int]:

@@ -197,23 +197,29 @@ def make_plan(
   )
   _check_names(plan)
   _check_tables(plan, abstract)
-  plan = plan._replace(
-    columns={
-      name: check_score(
-        plan.scores[name],
-        method.predict,
-        abstract,
-        first[f'held_out[{name!r}]'],
-        f'scores[{name!r}]',
-        f'held_out[{name!r}]',
-      )
-      for name in held_out
-    }
-  )
+  plan = plan._replace(columns=_columns(plan, abstract, first))
   seen_by_method = _augmented(plan)
   plan = _with_trace(plan, abstract)
   _check_whole_numbers(plan, abstract, first, seen_by_method)
   return plan
+
+
+def _columns(
+  plan: Plan, abstract: State, first: Mapping[str, Arrays]
+) -> dict[str, tuple[str, ...]]:
+  """The names of the numbers of each held-out set; raises for a bad score."""
+  columns = {}
+  for name, score in plan.scores.items():
+    held_out = f'held_out[{name!r}]'
+    columns[name] = check_score(
+      score,
+      plan.method.predict,
+      abstract,
+      first[held_out],
+      f'scores[{name!r}]',
+      held_out,
+    )
+  return columns
 
 
 def _check_streams(streams: Any) -> None:

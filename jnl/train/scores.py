@@ -288,7 +288,7 @@ def average_precision_of(
     [] float32 in [0, 1]; 0 where there are no positives.
 
   >>> values = jnp.array([.1, .4, .35, .8])
-  >>> float(average_precision_of(values, jnp.array([0, 0, 1, 1])).round(3))
+  >>> round(float(average_precision_of(values, jnp.array([0, 0, 1, 1]))), 3)
   0.833
   """
   values, positive, negative = _split(values, labels, weight)

@@ -50,6 +50,7 @@ def test_batches_come_in_order_from_anywhere(workers, tmp_path):
     order,
     shards=SHARDS,
     batch_size=BATCH,
+    steps=N // BATCH,
     epochs=EPOCHS,
     workers=workers,
   ) as stream:

@@ -2,8 +2,27 @@
 
 Images are [b, h, w, c] with values in [0, 1]. What happens to an example
 depends on its own key alone, so that views are the same on any number of
-devices, and nothing is communicated. Put together with `compose`, set hyper-
-parameters with `functools.partial`, and hand `views` to `fit(augment=)`.
+devices, and nothing is communicated. Hyperparameters are set with
+`functools.partial`.
+
+Put together
+  compose           one after the other
+  views             weak and strong views of a batch, for `fit(augment=)`
+  Augmentation      the type of these functions
+Simple ones
+  pad_crop          padded, and cut out at a random place
+  flip              mirrored left to right
+  cutout            a square covered
+  gaussian_noise    normal noise added
+  feature_dropout   values set to zero
+Policies
+  rand_augment      RandAugment
+  fixmatch_augment  the strong view of FixMatch
+  auto_augment      AutoAugment
+  distort           one operation for each image
+  OPS               the operations
+  RAND_AUGMENT_OPS  those of RandAugment
+  CIFAR10_POLICY    the sub-policies of AutoAugment
 """
 
 from jnl.data.augment._basic import (
@@ -42,3 +61,7 @@ __all__ = [
   'rand_augment',
   'views',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -22,7 +22,7 @@ def pad_crop(
   padding: int = 4,
   mode: Literal['reflect', 'constant'] = 'reflect',
 ) -> Array:
-  """Pads images on all sides and cuts their size out at a random place.
+  """Images padded on all sides and cut to their size at a random place.
 
   The (2 padding + 1)^2 places are equally likely.
 
@@ -68,7 +68,7 @@ def _reflect(i: Array, n: int) -> Array:
 
 
 def flip(keys: Key, x: Array, *, rate: float | Array = 0.5) -> Array:
-  """Mirrors images left to right with probability `rate`.
+  """Images mirrored left to right with probability `rate`.
 
   Args:
     keys: [b].
@@ -104,7 +104,7 @@ def cutout(
   size: int | Array,
   fill: float | Array = 0.5,
 ) -> Array:
-  """Covers a square at a random place.
+  """Images with a square covered at a random place.
 
   The center is any pixel with equal probability; what reaches over the border
   is cut off, so that between a quarter of the square and all of it is seen.
@@ -150,7 +150,7 @@ def cutout(
 
 
 def gaussian_noise(keys: Key, x: Array, *, scale: float | Array) -> Array:
-  """Adds independent normal noise to every value; the sum is not clipped.
+  """Examples plus independent normal noise, not clipped.
 
   Args:
     keys: [b].
@@ -175,7 +175,7 @@ def gaussian_noise(keys: Key, x: Array, *, scale: float | Array) -> Array:
 
 
 def feature_dropout(keys: Key, x: Array, *, rate: float | Array = 0.2) -> Array:
-  """Sets values to zero with probability `rate` and rescales the others.
+  """Examples with values set to zero at a rate, the others rescaled.
 
   Those kept are divided by 1 - rate, as in a dropout layer, so that the
   expectation stays. With `gaussian_noise` after it, a strong view of tabular
@@ -208,7 +208,7 @@ def feature_dropout(keys: Key, x: Array, *, rate: float | Array = 0.2) -> Array:
 
 
 def compose(*functions: Augmentation) -> Augmentation:
-  """One augmentation after the other, each with random numbers of its own.
+  """The augmentation that applies several, each with numbers of its own.
 
   Args:
     *functions: `(keys, x) -> x`; the i-th gets the keys with i folded in. None
@@ -236,7 +236,7 @@ def views(
   *strong: Augmentation,
   names: Sequence[str] = ('x',),
 ) -> Callable[[Key, Batch], Batch]:
-  """The augmentation of batches that `fit(augment=)` takes.
+  """The augmentation of batches that makes the views, for `fit(augment=)`.
 
   Args:
     weak: replaces the examples; `compose()` leaves them as they are.

@@ -34,7 +34,7 @@ def distort(
   *,
   fill: float | Array = 0.0,
 ) -> Array:
-  """Applies to every image an operation of its own.
+  """Images, each changed by an operation of its own.
 
   On images of 256 levels each agrees with PIL's up to PIL's truncation to whole
   levels, at most 1/255. The operations and their arguments are

@@ -103,7 +103,7 @@ def rand_augment(
   names: Sequence[str] = RAND_AUGMENT_OPS,
   fill: float | Array = 0.0,
 ) -> Array:
-  """RandAugment: random operations one after the other, of one strength.
+  """Images after RandAugment: random operations in turn, of one strength.
 
   The strength is a share of AutoAugment's ranges: rotations to 30 degrees,
   shears to 0.3, translations to 45% of the size, factors of brightness, color,
@@ -225,7 +225,7 @@ def auto_augment(
   policy: Policy = CIFAR10_POLICY,
   fill: float | Array = 0.0,
 ) -> Array:
-  """AutoAugment: a random sub-policy of a policy that was searched for.
+  """Images after AutoAugment: a random sub-policy of a searched policy.
 
   The operations of the sub-policy are done one after the other, each with its
   own probability. Magnitudes 0, ..., 9 are spread evenly over the ranges that
