@@ -25,7 +25,7 @@ setting has the recipe below, not tuned. Out come a table, `results.jsonl` and
 held-out rows, never by clean labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jnl import losses, nets, noise
+from jnl import losses, noise
 from jnl.base import (
   Array,
   Aux,
@@ -45,16 +45,25 @@ from jnl.base import (
   Model,
   Params,
   State,
-  check,
   check_name,
   data_shards,
   global_mean,
 )
-from jnl.data import Dataset, Examples, PerRun, augment, load
+from jnl.data import Dataset, Examples, augment
 from jnl.methods import ill_mixed, ill_noisy, ill_partial, ill_semi, proden
 from jnl.steps import from_loss, model_keys, training_pass
 from jnl.teacher import averaged
-from jnl.train import Predict, compare, option, parse
+from jnl.train import (
+  compare,
+  curves,
+  fit_many,
+  option,
+  parse,
+  scores,
+  script,
+  train_each,
+  write_results,
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -91,26 +100,21 @@ fade = functools.partial(augment.gaussian_noise, scale=0.1)
 noise_view = augment.compose(augment.feature_dropout, fade)
 square = functools.partial(augment.cutout, size=8)
 crop_view = augment.compose(shift, square, fade)
-crop_flip = augment.compose(augment.pad_crop, augment.flip)
-strong_view = augment.compose(crop_flip, augment.fixmatch_augment)
+strong_view = augment.compose(script.crop_flip, augment.fixmatch_augment)
 VIEWS = {
   'noise': augment.views(augment.compose(), noise_view, noise_view),
   'crop': augment.views(shift, crop_view, crop_view),
-  'crop_flip': augment.views(crop_flip, strong_view, strong_view),
+  'crop_flip': augment.views(script.crop_flip, strong_view, strong_view),
 }
 """A weak view and two strong ones, of which the second serves `partial`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(script.Common):
   """The settings; every field is an option of the command line."""
 
   setting: str = option('noisy', f'kind of labels: {", ".join(METHODS)}')
   methods: tuple[str, ...] = option((), 'some of those for this setting')
-  dataset: str = option(
-    'digits', 'digits, an image set of TFDS, or one in data-dir'
-  )
-  data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
   rate: float = option(
     -1.0, 'of wrong labels, symmetric: by default .4, partial_noisy .2'
   )
@@ -119,7 +123,6 @@ class Config:
   )
   labels: int = option(40, 'labeled rows of `semi`, as many of each class')
   views: str = option('noise', f'strong views: {", ".join(VIEWS)}')
-  net: str = option('mlp', 'network: mlp or one of nets/names.py')
   optimizer: str = option('', "sgd or adam; by default the setting's")
   learning_rate: float = option(0.0, "by default the setting's")
   epochs: int = option(0, "passes over the training set; 0: the setting's")
@@ -128,61 +131,65 @@ class Config:
   ema: float = option(0.0, 'evaluate an average of the weights, .999 say')
   seeds: int = option(4, 'runs, each with its own labels')
   out: str = option('results/imprecise_labels', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
 
 
 def main(config: Config) -> None:
   """Data -> imprecise labels -> networks and methods -> fits and report."""
-  check_names(config)
+  check_options(config)
   config = with_recipe(config)
-  dataset = load(config.dataset, data_dir=config.data_dir or None)
+  dataset = script.read(config)
   runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-  c = dataset.num_classes
-  train = stack([weaken(config, dataset.train, c, key) for key in runs[:, 0]])
-  held_out = stack(
-    [weaken(config, dataset.validation, c, key) for key in runs[:, 1]]
+  train, held_out = (
+    script.per_run(
+      [weaken(config, part, dataset.num_classes, key) for key in runs[:, i]]
+    )
+    for i, part in enumerate((dataset.train, dataset.validation))
   )
-  describe(train, dataset.train.labels)
-  compare(
-    {
-      name: build(name, config, dataset)
-      for name in config.methods or METHODS[config.setting]
-    },
-    {'x': dataset.train.x, **{k: PerRun(v) for k, v in train.items()}},
-    runs[:, 1],
-    held_out={
-      'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
-      'validation': {
-        'x': dataset.validation.x,
-        'candidates': PerRun(held_out['candidates']),
+  describe({k: v.values for k, v in train.items()}, dataset.train.labels)
+  names = config.methods or METHODS[config.setting]
+  methods = {name: build(name, config, dataset) for name in names}
+  trained = train_each(
+    methods,
+    lambda name: fit_many(
+      methods[name],
+      {'x': dataset.train.x, **train},
+      runs[:, 1],
+      epochs=config.epochs,
+      batch_size=config.batch_size,
+      held_out={
+        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+        'validation': {
+          'x': dataset.validation.x,
+          'candidates': held_out['candidates'],
+        },
       },
-    },
-    scores={'validation': coverage},
-    chosen_by='candidates hit',
-    about={
-      'experiment': 'imprecise_labels',
-      'dataset': config.dataset,
-      'setting': setting(config),
-      'metric': 'accuracy',
-    },
+      scores={'validation': scores.coverage},
+      augment=VIEWS[config.views],
+      label=name,
+    ),
+  )
+  rows = compare(
+    trained,
+    about=script.about('imprecise_labels', config),
+    chosen_by='validation_coverage',
+    heads=('last epoch', 'best by candidates hit'),
+  )
+  write_results(
+    config.out,
+    rows,
+    curves(trained),
     title=f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
-    out=config.out,
-    epochs=config.epochs,
-    batch_size=config.batch_size,
-    augment=VIEWS[config.views],
+    ylabel='test accuracy',
   )
 
 
-def check_names(config: Config) -> None:
-  """Raises for a name that is not known, before any work."""
+def check_options(config: Config) -> None:
+  """Raises for what cannot be, before any work."""
   check_name('setting', config.setting, METHODS)
-  for method in config.methods:
-    check_name('method', method, METHODS[config.setting])
-  nets.build(config.net, 2)
+  script.check_common(config, METHODS[config.setting])
   check_name('views', config.views, VIEWS)
   if config.optimizer:
     check_name('optimizer', config.optimizer, ('sgd', 'adam'))
-  check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
 
 
 def with_recipe(config: Config) -> Config:
@@ -222,7 +229,8 @@ def weaken(config: Config, part: Examples, c: int, key: Array) -> Arrays:
   everything = np.ones_like(single)
   if name == 'semi':
     per_class = max(1, config.labels // c)
-    kind = np.where(chosen(key_kind, clean, per_class), 0, 3)
+    order = jax.random.permutation(key_kind, len(clean))
+    kind = np.where(script.per_class(clean, per_class, order), 0, 3)
   elif name == 'mixed':
     kind = np.asarray(jax.random.randint(key_kind, clean.shape, 1, 4))
   else:
@@ -238,21 +246,6 @@ def weaken(config: Config, part: Examples, c: int, key: Array) -> Arrays:
   }
 
 
-def chosen(key: Array, labels: np.ndarray, per_class: int) -> np.ndarray:
-  """So many rows of each class, [n] bool."""
-  order = np.asarray(jax.random.permutation(key, len(labels)))
-  rank = np.empty(len(labels), int)
-  for k in np.unique(labels):
-    rows = order[labels[order] == k]
-    rank[rows] = np.arange(len(rows))
-  return rank < per_class
-
-
-def stack(runs: Sequence[Arrays]) -> Arrays:
-  """The arrays of all runs, [runs, n, ...] each."""
-  return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
-
-
 def describe(train: Arrays, clean: np.ndarray) -> None:
   """Prints how imprecise the labels are."""
   sets, labeled = train['candidates'], train['labeled']
@@ -264,30 +257,15 @@ def describe(train: Arrays, clean: np.ndarray) -> None:
   )
 
 
-def coverage(predict: Predict, state: State, batch: Batch) -> Array:
-  """The share of predictions that are candidates."""
-  prediction = jnp.argmax(predict(state, batch['x']).logits, -1)[:, None]
-  hit = jnp.take_along_axis(batch['candidates'], prediction, axis=1)[:, 0]
-  return global_mean(hit.astype(jnp.float32), batch['weight'])
-
-
 # --- methods -----------------------------------------------------------------
 
 
 def build(name: str, config: Config, dataset: Dataset) -> Method:
   """The method of that name."""
   c, n = dataset.num_classes, len(dataset.train.labels)
-  net = nets.build(config.net, c)
-  if config.net == 'mlp':
-    net = nets.MLP(c, RECIPES[config.setting].hidden)
-  model = nets.from_linen(net, dataset.train.x.shape[1:])
-  rate = config.learning_rate
-  tx = {
-    'adam': optax.adam(rate),
-    'sgd': optax.chain(
-      optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9)
-    ),
-  }[config.optimizer]
+  hidden = RECIPES[config.setting].hidden
+  model = script.network(config.net, c, dataset.train.x, hidden=hidden)
+  tx = script.optimizer(config.optimizer, config.learning_rate, 5e-4)
   if name == 'ill':
     method = ill(config, model, tx, c)
   elif name == 'proden':
@@ -357,13 +335,6 @@ def from_candidates(
     return global_mean(per_example, weight), Aux(stats)
 
   return from_loss(loss_fn, model, tx)
-
-
-def setting(config: Config) -> dict:
-  """What the numbers depend on."""
-  skipped = ('methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke')
-  fields = dataclasses.asdict(config)
-  return {name: v for name, v in fields.items() if name not in skipped}
 
 
 if __name__ == '__main__':

@@ -17,8 +17,6 @@ training set itself. Side by side, on the same wrong labels:
 
   python experiments/meta_rescaling.py               # digits, 60% resampled
   python experiments/meta_rescaling.py --noise class_imbalanced --rate .4
-  python experiments/meta_rescaling.py --dataset mnist --data-dir DIR \\
-    --net strided_cnn --epochs 5 --seeds 1
   python experiments/meta_rescaling.py --dataset youtube_spam --data-dir DIR
   python experiments/meta_rescaling.py --dataset trec6 --data-dir DIR \\
     --methods plain,storm,storm_meta,storm_outer --optimizer first_adam
@@ -27,29 +25,24 @@ Noise: `symmetric` (to other classes), `symmetric_inclusive` (resampled from all
 classes), `pair_flip` (to the next class), `class_imbalanced` (to other classes,
 at rates that rise from class to class); `--imbalance 10` thins the training set
 out, to a tenth for the last class. The clean set is taken out of the training
-set, so that `plain` never sees it, and is the same in all runs. The optimizer
-is that of every method, and of STORM's step that it looks ahead with;
-`first_adam` is what the published STORM amounts to.
+set, so that `plain` never sees it, and is the same in all runs; its batches are
+as large as those of the training set, or all of it. The optimizer is that of
+every method, and of STORM's step that it looks ahead with; `first_adam` is what
+the published STORM amounts to.
 
 Out come a table, `results.jsonl`, `accuracy.png`, and `weights.png`: how the
-weights of clean and of flipped examples spread from epoch to epoch. `weight
-AUC` is how often a clean example outweighs a flipped one; of MLC and MSLC the
-weight is what is left to the given label. An epoch is chosen by *noisy*
-validation.
+weights of clean and of flipped examples spread from epoch to epoch. The
+`weight_auc` says how often a clean example outweighs a flipped one; of MLC and
+MSLC the weight is what is left to the given label. *Noisy* validation picks an
+epoch.
 
 Weighers and correctors learn at 1e-2, the published rate of STORM alone (MWN
-and MSLC 1e-3, MLC 3e-5): there are 2000 steps here, not 60000, and at 1e-3 MWN
-hardly starts. On images the network learns at .005 for the same reason: at .05
-and batches of 100, MWN's weights are one before losses tell clean from flipped
-(65.3 at the end, plain 65.2). Both were settled with test accuracy on digits in
-view; nothing was tuned on texts. There STORM is above plain at the last epoch
-with Adam and SGD, most of it by `g_outer`; on digits it falls behind (70.7,
-plain 86.1).
+and MSLC 1e-3, MLC 3e-5), and on images the network at .005, since there are
+2000 steps here, not 60000. Both were settled with test accuracy on digits in
+view; nothing was tuned on texts. experiments/README.md has what hangs on it.
 """
 
-from collections.abc import Mapping
 import dataclasses
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -57,106 +50,42 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jnl import losses, meta, nets, noise
-from jnl.base import (
-  Array,
-  Batch,
-  Key,
-  Method,
-  State,
-  check,
-  check_name,
-  data_shards,
-  unpack_rows,
-)
-from jnl.data import (
-  Dataset,
-  Examples,
-  PerRun,
-  augment,
-  encode_text,
-  load,
-  load_text,
-  token_ids,
-)
-from jnl.methods import l2rw, mlc, mslc, mwn, storm
-from jnl.steps import supervised
-from jnl.train import (
-  Fit,
-  Predict,
-  chosen_epoch,
-  fit_many,
-  option,
-  parse,
-  report,
-  roc_auc,
-)
-from jnl.train._program import Augment
-
-Arrays = dict[str, Any]
+from jnl import Method, State, data, losses, meta, methods, nets, noise, train
+from jnl.base import check, check_name, data_shards, unpack_rows
+from jnl.data import Dataset, PerRun, augment
+from jnl.train import Stream, Trained, option, report, scores, script
 
 WITH_CLEAN = ('l2rw', 'mwn', 'mlc', 'mslc')
-STORMS = {
-  'storm': (True, True),
-  'storm_meta': (True, False),
+STORMS = {  # with g_meta, with g_outer
+  'storm': (True, True), 'storm_meta': (True, False),
   'storm_outer': (False, True),
-}
-"""With `g_meta`, with `g_outer`."""
+}  # fmt: skip
 METHODS = ('plain', 'plain_clean', *WITH_CLEAN, *STORMS)
 NOISES = ('symmetric', 'symmetric_inclusive', 'pair_flip', 'class_imbalanced')
 TEXT_NETS = ('ngram', 'text_transformer')
-VIEWS = {
-  'none': None,
-  'crop_flip': augment.compose(augment.pad_crop, augment.flip),
-}
-LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
+LEVELS = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
 """Quantiles of the weights that are plotted."""
-
-
-class Recipe(NamedTuple):
-  """How a kind of data is trained on unless options say otherwise."""
-
-  net: str
-  optimizer: str
-  learning_rates: Mapping[str, float]
-  weight_decay: float
-  epochs: tuple[str, ...]
-  noise: str
-  rate: float
-
-
-IMAGES = Recipe(
-  'mlp',
-  'sgd',
-  {'sgd': 0.005, 'adam': 1e-3, 'first_adam': 1e-3},
-  5e-4,
-  ('60',),
-  'symmetric_inclusive',
-  0.6,
-)
-TEXTS = Recipe(
-  'ngram',
-  'adam',
-  {'sgd': 0.5, 'adam': 3e-3, 'first_adam': 3e-3},
-  0.0,
-  ('10', '20'),
-  'symmetric',
-  0.3,
-)
+CHOICES: dict[str, dict[str, Any]] = {
+  'images': {
+    'net': 'mlp', 'optimizer': 'sgd', 'weight_decay': 5e-4, 'epochs': ('60',),
+    'noise': 'symmetric_inclusive', 'rate': 0.6,
+  },
+  'texts': {
+    'net': 'ngram', 'optimizer': 'adam', 'weight_decay': 0.0,
+    'epochs': ('10', '20'), 'noise': 'symmetric', 'rate': 0.3,
+  },
+}  # fmt: skip
+"""What is chosen where options leave it open."""
+RATES = {'images': (0.005, 1e-3), 'texts': (0.5, 3e-3)}
+"""Learning rates of SGD, and of Adam and its first step."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(script.Common):
   """The settings; every field is an option of the command line."""
 
-  methods: tuple[str, ...] = option(
-    ('plain', 'plain_clean', *WITH_CLEAN, 'storm'),
-    f'some of {", ".join(METHODS)}',
-  )
-  dataset: str = option(
-    'digits', 'digits, an image or text set of TFDS, or one in data-dir'
-  )
-  data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
+  methods: tuple[str, ...] = option(METHODS[:7], f'of {", ".join(METHODS)}')
+  dataset: str = option('digits', 'images or texts: digits, of TFDS, a file')
   noise: str = option('', f'one of {", ".join(NOISES)}')
   rate: float = option(-1.0, 'noise rate: by default .6, texts .3')
   imbalance: float = option(1.0, 'how often the first class is the last one')
@@ -170,33 +99,31 @@ class Config:
   meta_rate: float = option(1e-2, 'learning rate of weighers and correctors')
   passes: int = option(3, 'STORM: G, forward passes over a batch')
   warmup: int = option(5, 'MSLC: epochs before labels are corrected')
-  epochs: tuple[str, ...] = option(
-    (), 'passes over the training set; each of several is reported'
-  )
+  epochs: tuple[str, ...] = option((), 'passes; each of several is reported')
   batch_size: int = option(32, 'examples in a step')
   seeds: int = option(3, 'runs, each with its own noise draw')
   out: str = option('results/meta_rescaling', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
 
 
 class Task(NamedTuple):
-  """What the methods share.
+  """What the methods share: arrays by name, and [runs] numbers and keys.
 
   Attributes:
     num_classes: c.
-    train: `x` [n, ...], and of each run `labels` [n], noisy, and `run` [n].
+    train: `x` [n, ...], and of each run `labels` [n], noisy.
     clean: `x` [m, ...] and `labels` [m], the clean set.
-    held_out: the arrays that are scored.
-    wrong: [runs], the share of wrong labels.
-    keys: [runs].
+    held_out: what is scored; of `weights` the rows [n] of the training set, and
+      which are `flipped`.
+    wrong: the share of wrong labels.
+    keys: of the runs.
   """
 
   num_classes: int
-  train: Arrays
-  clean: Arrays
-  held_out: dict[str, Arrays]
+  train: dict[str, Any]
+  clean: dict[str, Any]
+  held_out: dict[str, dict[str, Any]]
   wrong: np.ndarray
-  keys: Key
+  keys: jax.Array
 
 
 def main(config: Config) -> None:
@@ -205,59 +132,43 @@ def main(config: Config) -> None:
   dataset = read(config)
   config = with_recipe(config, dataset)
   task = make_task(config, dataset)
-  print(
-    f'{len(task.train["x"])} rows, {task.wrong.mean():.1%} of the '
-    f'labels wrong; {len(task.clean["labels"])} clean rows'
-  )
-  fits, seconds = {}, {}
-  for name in config.methods:
-    start = time.perf_counter()
-    fits[name] = run(name, config, task)
-    seconds[name] = time.perf_counter() - start
-  title = (
-    f'{config.dataset}, {config.noise}, {task.wrong.mean():.0%} wrong, '
-    f'seeds: {config.seeds}'
-  )
-  rows = []
+  n, m = len(task.train['x']), len(task.clean['x'])
+  print(f'{n} rows, {task.wrong.mean():.1%} wrong labels; {m} clean rows')
+  fits = train.train_each(config.methods, lambda name: run(name, config, task))
+  wrong = f'{config.noise}, {task.wrong.mean():.0%} wrong'
+  title = f'{config.dataset}, {wrong}, seeds: {config.seeds}'
+  about, rows = script.about('meta_rescaling', config), []
   for epochs in map(int, config.epochs):
-    results = {name: result_of(fits[name], epochs) for name in fits}
     print(f'\n{title}, {config.optimizer}, epochs: {epochs}\n')
-    print(table(results, seconds))
-    for name, result in results.items():
-      rows += rows_of(name, result, seconds[name], config, epochs, task)
-  report.write_jsonl(f'{config.out}/results.jsonl', rows)
-  report.plot_curves(
-    f'{config.out}/accuracy.png',
-    {name: fitted.history['test'] for name, fitted in fits.items()},
-    title=title,
-    ylabel='clean test accuracy',
-  )
+    rows += train.compare(
+      {k: with_auc(one.until(epochs)) for k, one in fits.items()},
+      about={**about, 'setting': {**about['setting'], 'epochs': epochs}},
+      heads=('last epoch', 'best by noisy val.'),
+      of_runs={'wrong_labels': task.wrong},
+    )
   plot_weights(f'{config.out}/weights.png', fits, title)
-  print(f'\nwrote results.jsonl, accuracy.png and weights.png to {config.out}')
+  accuracy = train.curves(fits)
+  train.write_results(
+    config.out, rows, accuracy, title=title, ylabel='clean test accuracy'
+  )
 
 
 def check_options(config: Config) -> None:
   """Raises for what cannot be, before any work."""
   check(len(config.methods) >= 1, 'methods must name at least one')
-  for method in config.methods:
-    check_name('method', method, METHODS)
-  check_name('augment', config.augment, VIEWS)
+  script.check_common(config, METHODS)
+  check_name('augment', config.augment, script.VIEWS)
   if config.noise:
     check_name('noise', config.noise, NOISES)
   if config.optimizer:
-    check_name('optimizer', config.optimizer, IMAGES.learning_rates)
-  if config.net:
-    nets.build(config.net, 2)
-  rate, epochs = config.rate, config.epochs
+    check_name('optimizer', config.optimizer, script.OPTIMIZERS)
+  rate = config.rate
   check(0 <= rate <= 1 or rate == -1, f'rate must lie in [0, 1], got {rate}')
-  check(
-    all(e.isdigit() and int(e) >= 1 for e in epochs),
-    f'epochs must be numbers from 1 on, with commas, got {epochs}',
-  )
+  script.numbers('epochs', config.epochs, 1)
   check(0 <= config.dropout < 1, f'dropout must be < 1, got {config.dropout}')
   for name, least in (
-    ('imbalance', 1), ('meta_per_class', 1), ('passes', 1), ('seeds', 1),
-    ('batch_size', 2), ('learning_rate', 0), ('meta_rate', 0), ('warmup', 0),
+    ('imbalance', 1), ('meta_per_class', 1), ('passes', 1), ('batch_size', 2),
+    ('learning_rate', 0), ('weight_decay', -1), ('meta_rate', 0), ('warmup', 0),
   ):  # fmt: skip
     value = getattr(config, name)
     check(value >= least, f'{name} must be at least {least}, got {value}')
@@ -265,31 +176,20 @@ def check_options(config: Config) -> None:
 
 def with_recipe(config: Config, dataset: Dataset) -> Config:
   """The config with what was left open filled in."""
-  text = is_text(dataset)
-  recipe = TEXTS if text else IMAGES
-  optimizer = config.optimizer or recipe.optimizer
-  decay = config.weight_decay
-  config = dataclasses.replace(
-    config,
-    noise=config.noise or recipe.noise,
-    rate=recipe.rate if config.rate == -1 else config.rate,
-    net=config.net or recipe.net,
-    optimizer=optimizer,
-    learning_rate=config.learning_rate or recipe.learning_rates[optimizer],
-    weight_decay=recipe.weight_decay if decay < 0 else decay,
-    epochs=tuple(sorted(config.epochs or recipe.epochs, key=int)),
-  )
-  check(
-    text == (config.net in TEXT_NETS),
-    f'net {config.net} is not for {"texts" if text else "images"}',
-  )
-  check(
-    not text or config.augment == 'none',
-    f'augment {config.augment} is for images',
-  )
-  if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=('2',))
-  return config
+  text = bool(np.issubdtype(dataset.train.x.dtype, np.integer))
+  kind = 'texts' if text else 'images'
+  for name, value in CHOICES[kind].items():
+    if getattr(config, name) == getattr(Config, name):
+      config = dataclasses.replace(config, **{name: value})
+  rate = config.learning_rate or RATES[kind][config.optimizer != 'sgd']
+  epochs = tuple(sorted(config.epochs, key=int))
+  config = dataclasses.replace(config, learning_rate=rate, epochs=epochs)
+  fits = text == (config.net in TEXT_NETS)
+  check(fits, f'net {config.net} is not for {kind}')
+  fits = not text or config.augment == 'none'
+  check(fits, f'augment {config.augment} is for images')
+  smoke: dict[str, Any] = {'seeds': 2, 'epochs': ('2',)}
+  return dataclasses.replace(config, **smoke) if config.smoke else config
 
 
 # --- data --------------------------------------------------------------------
@@ -297,63 +197,60 @@ def with_recipe(config: Config, dataset: Dataset) -> Config:
 
 def read(config: Config) -> Dataset:
   """The data set of that name, as the network takes it."""
-  data_dir = config.data_dir or None
-  if config.net == 'text_transformer':
-    return encode_text(load_text(config.dataset, data_dir=data_dir), token_ids)
-  return load(config.dataset, data_dir=data_dir)
-
-
-def is_text(dataset: Dataset) -> bool:
-  """Texts are whole numbers, images are not."""
-  return bool(np.issubdtype(dataset.train.x.dtype, np.integer))
+  if config.net != 'text_transformer':
+    return script.read(config)
+  texts = data.load_text(config.dataset, data_dir=config.data_dir or None)
+  return data.encode_text(texts, data.token_ids)
 
 
 def make_task(config: Config, dataset: Dataset) -> Task:
   """The clean set, and the noisy labels of each run from its key."""
   runs = jax.random.split(jax.random.key(0), (config.seeds, 3))
+  clean, rest = picked(config, dataset.train.labels)
+  n, b = rest.sum(), config.batch_size
+  check(b <= n, f'batch_size must be at most {n}, got {b}')
   matrix = transition(config.noise, dataset.num_classes, config.rate)
-  clean, train = set_apart(
-    thinned(dataset.train, config.imbalance), config.meta_per_class
-  )
-  n = len(train.labels)
-  check(
-    config.batch_size <= n,
-    f'batch_size must be at most {n}, got {config.batch_size}',
-  )
 
-  def noisy(part: Examples, keys: Key) -> np.ndarray:
-    draws = [noise.corrupt(key, part.labels, matrix).labels for key in keys]
-    return np.stack([np.asarray(labels) for labels in draws])
+  def noisy(labels: np.ndarray, keys: jax.Array) -> np.ndarray:
+    draws = [noise.corrupt(key, labels, matrix).labels for key in keys]
+    return np.stack([np.asarray(own) for own in draws])
 
-  labels = noisy(train, runs[:, 0])
-  flipped = labels != train.labels
-  number = np.arange(config.seeds, dtype=np.int32)
+  (x, true, _), validation = dataset.train, dataset.validation
+  labels = noisy(true[rest], runs[:, 0])
+  chosen_by = noisy(validation.labels, runs[:, 1])
+  flipped = labels != true[rest]
   return Task(
     dataset.num_classes,
+    {'x': x[rest], 'labels': PerRun(labels)},
+    {'x': x[clean], 'labels': true[clean]},
     {
-      'x': train.x,
-      'labels': PerRun(labels),
-      'run': PerRun(np.repeat(number[:, None], n, axis=1)),
-    },
-    {'x': clean.x, 'labels': clean.labels},
-    {
-      'test': {
-        'x': dataset.test.x,
-        'labels': dataset.test.labels,
+      'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+      'validation': {'x': validation.x, 'labels': PerRun(chosen_by)},
+      'weights': {
+        'row': np.arange(n, dtype=np.int32),
+        'flipped': PerRun(flipped),
       },
-      'validation': {
-        'x': dataset.validation.x,
-        'labels': PerRun(noisy(dataset.validation, runs[:, 1])),
-      },
-      # All in one row: an AUC is no mean over batches.
-      'weights': {'flipped': PerRun(flipped[:, None])},
     },
     flipped.mean(1),
     runs[:, 2],
   )
 
 
-def transition(name: str, c: int, rate: float) -> Array:
+def picked(config: Config, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Which rows are the clean set, and which are trained on, [n] bool each."""
+  count = np.bincount(labels)
+  place = np.arange(len(count)) / max(1, len(count) - 1)
+  size = np.ceil(config.imbalance**-place * count)
+  check(
+    config.meta_per_class < size.min(),
+    f'meta_per_class must be less than the {size.min():.0f} examples of the '
+    f'smallest class, got {config.meta_per_class}',
+  )
+  clean = script.per_class(labels, config.meta_per_class)
+  return clean, script.per_class(labels, size) & ~clean
+
+
+def transition(name: str, c: int, rate: float) -> jax.Array:
   """The matrix of the noise."""
   if name != 'class_imbalanced':
     return getattr(noise, name)(c, rate)
@@ -362,311 +259,141 @@ def transition(name: str, c: int, rate: float) -> Array:
   return jnp.stack([noise.symmetric(c, r)[k] for k, r in enumerate(rates)])
 
 
-def thinned(part: Examples, ratio: float) -> Examples:
-  """Of the last class one in `ratio`, of those before it in geometric order."""
-  c = part.labels.max() + 1
-  share = ratio ** (-np.arange(c) / max(1, c - 1))
-  size = np.ceil(share * np.bincount(part.labels))
-  kept = rank(part.labels) < size[part.labels]
-  return Examples(*(values[kept] for values in part))
+# --- methods and their weights ------------------------------------------------
 
 
-def set_apart(part: Examples, per_class: int) -> tuple[Examples, Examples]:
-  """So many of each class, and the rest."""
-  least = np.bincount(part.labels).min()
-  check(
-    per_class < least,
-    f'meta_per_class must be less than the {least} examples of the smallest '
-    f'class, got {per_class}',
-  )
-  chosen = rank(part.labels) < per_class
-  own, rest = (
-    Examples(*(values[rows] for values in part)) for rows in (chosen, ~chosen)
-  )
-  return own, rest
-
-
-def rank(labels: np.ndarray) -> np.ndarray:
-  """How many of the same class come before, [n]; data are in random order."""
-  ranks = np.empty(len(labels), int)
-  for k in np.unique(labels):
-    rows = np.flatnonzero(labels == k)
-    ranks[rows] = np.arange(len(rows))
-  return ranks
-
-
-# --- methods -----------------------------------------------------------------
-
-
-def run(name: str, config: Config, task: Task) -> Fit:
+def run(name: str, config: Config, task: Task) -> train.Fit:
   """Trains a method, all runs."""
-  data, held_out = task.train, dict(task.held_out)
-  if name == 'plain_clean':
-    clean = task.clean['labels']
-    data = {
-      'x': np.concatenate([data['x'], task.clean['x']]),
-      'labels': PerRun(
-        np.stack([np.append(own, clean) for own in data['labels'].values])
-      ),
-    }
   weighted = name in WITH_CLEAN or name in STORMS
+  view = script.VIEWS[config.augment]
+  views = augment.views(view) if view else None
+  streams, arrays, held_out = {}, task.train, dict(task.held_out)
   if not weighted:
     del held_out['weights']
-  return fit_many(
+  if name in WITH_CLEAN:
+    size = min(config.batch_size, len(task.clean['labels']))
+    streams['meta'] = Stream(task.clean, size, views)
+  if name in STORMS:
+    views = None  # it makes its views itself
+    streams['meta'] = Stream(task.train, config.batch_size)
+  if name == 'plain_clean':
+    clean = task.clean['labels']
+    labels = [np.append(own, clean) for own in arrays['labels'].values]
+    x = np.concatenate([arrays['x'], task.clean['x']])
+    arrays = {'x': x, 'labels': PerRun(np.stack(labels))}
+  return train.fit_many(
     build(name, config, task),
-    data,
+    arrays,
     task.keys,
     epochs=int(config.epochs[-1]),
     batch_size=config.batch_size,
+    streams=streams,
     held_out=held_out,
-    scores={'weights': spread} if weighted else {},
-    augment=streams(name, config, task),
+    scores={'weights': WEIGHTS} if weighted else {},
+    augment=views,
     label=name,
   )
 
 
 def build(name: str, config: Config, task: Task) -> Method:
   """The method of that name."""
-  c, n = task.num_classes, len(task.train['x'])
-  net = nets.build(config.net, c)
-  if hasattr(net, 'dropout'):
-    net = net.clone(dropout=config.dropout)
-  model = nets.from_linen(net, task.train['x'].shape[1:])
-  tx = optimizer(config)
-  virtual_tx = optax.sgd(config.learning_rate)
-  weigher_tx = optax.chain(
-    optax.add_decayed_weights(1e-4), optax.adam(config.meta_rate)
-  )
-  shards = data_shards(n, config.batch_size)
+  c, x = task.num_classes, task.train['x']
+  n, b, rate = len(x), config.batch_size, config.learning_rate
+  model = script.network(config.net, c, x, dropout=config.dropout)
+  tx = script.optimizer(config.optimizer, rate, config.weight_decay)
+  sgd, adam = optax.sgd(rate), optax.adam(config.meta_rate)
+  shards = data_shards(n, b)
+  weigher_tx = optax.chain(optax.add_decayed_weights(1e-4), adam)
   if name == 'l2rw':
-    return l2rw(model, tx, num_examples=n, shards=shards)
+    return methods.l2rw(model, tx, num_examples=n, shards=shards)
   if name == 'mwn':
-    return mwn(
-      model,
-      tx,
-      virtual_tx,
-      num_examples=n,
-      weigher_tx=weigher_tx,
-      shards=shards,
+    return methods.mwn(
+      model, tx, sgd, num_examples=n, weigher_tx=weigher_tx, shards=shards
     )
   if name == 'mlc':
-    width = nets.feature_width(model, task.train['x'][:1])
+    width = nets.feature_width(model, x[:1])
     # Without its gate, labels are noise at first, and stay so for too long.
-    return mlc(
-      model, tx, num_examples=n, num_features=width, num_classes=c, corrector=meta.corrector(width, c, skip=True),
+    return methods.mlc(
+      model, tx, num_examples=n, num_features=width, num_classes=c,
+      corrector=meta.corrector(width, c, skip=True),
       corrector_tx=optax.amsgrad(config.meta_rate), shards=shards,
     )  # fmt: skip
   if name == 'mslc':
-    warmup = config.warmup * (n // config.batch_size)
-    return mslc(
-      model, tx, virtual_tx, num_examples=n, num_classes=c, warmup=warmup, weigher_tx=weigher_tx,
-      shards=shards,
+    return methods.mslc(
+      model, tx, sgd, num_examples=n, num_classes=c,
+      warmup=config.warmup * (n // b), weigher_tx=weigher_tx, shards=shards,
     )  # fmt: skip
   if name in STORMS:
     g_meta, g_outer = STORMS[name]
     if config.optimizer == 'sgd':
       # Its losses are sums, with weights of one half on average at first.
-      tx = optax.chain(optax.scale(2 / config.batch_size), tx)
-    return storm(
-      model, tx, num_examples=n, num_classes=c, batch_size=config.batch_size, passes=config.passes, g_meta=g_meta,
-      g_outer=g_outer, rescaler_tx=optax.adam(config.meta_rate),
-      augment=VIEWS[config.augment], shards=shards,
+      tx = optax.chain(optax.scale(2 / b), tx)
+    return methods.storm(
+      model, tx, num_examples=n, num_classes=c, batch_size=b,
+      passes=config.passes, g_meta=g_meta, g_outer=g_outer,
+      rescaler_tx=adam, augment=script.VIEWS[config.augment], shards=shards,
     )  # fmt: skip
-  return supervised(losses.ce, model, tx)
+  return methods.supervised(losses.ce, model, tx)
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-  """Of every method."""
-  rate = config.learning_rate
-  if config.optimizer == 'adam':
-    return optax.adam(rate)
-  if config.optimizer == 'first_adam':
-    return meta.first_adam(rate)
-  return optax.chain(
-    optax.add_decayed_weights(config.weight_decay),
-    optax.sgd(rate, momentum=0.9),
-  )
-
-
-def streams(name: str, config: Config, task: Task) -> Augment | None:
-  """What a method sees beside the training batch, and through which views."""
-  view = VIEWS[config.augment]
-  if name in STORMS:
-    return from_training(task)  # it makes its views itself
-  if name not in WITH_CLEAN:
-    return augment.views(view) if view else None
-  add = meta.drawn({k: jnp.asarray(v) for k, v in task.clean.items()})
-  if view is None:
-    return add
-  views = augment.views(view, names=('x', 'x_meta'))
-  return lambda keys, batch: views(keys, add(keys, batch))
-
-
-def from_training(task: Task) -> Augment:
-  """STORM's meta stream: the noisy training set of the run."""
-  x, labels = task.train['x'], task.train['labels'].values
-  rows = jnp.arange(len(x))
-  draw = meta.drawn({'x': rows, 'labels': rows})
-
-  def add(keys: Key, batch: Batch) -> Batch:
-    batch = draw(keys, batch)
-    row = batch['labels_meta']
-    return {
-      **batch,
-      'x_meta': jnp.asarray(x)[row],
-      'labels_meta': jnp.asarray(labels)[batch['run'], row],
-    }
-
-  return add
-
-
-# --- report ------------------------------------------------------------------
-
-
-def spread(predict: Predict, state: State, batch: Batch) -> Array:
-  """AUC of the weights; then quantiles of those of clean and of flipped.
-
-  Quantiles are relative to the mean weight.
-  """
+def weights_of(predict: Any, state: State, batch: Any) -> jax.Array:
+  """The last weights [b] of training examples."""
   del predict
-  flipped = batch['flipped'][0]
-  weights = unpack_rows(state.extra.weights, len(flipped))
-  auc = roc_auc(weights, ~flipped)
+  table = state.extra.weights
+  return unpack_rows(table, table.rows.size)[batch['row']]
+
+
+def spread(weights: jax.Array, arrays: Any) -> dict[str, jax.Array]:
+  """AUC of the weights; quantiles of clean and flipped, over the mean."""
+  flipped = arrays['flipped']
+  found = {'auc': scores.roc_auc_of(weights, ~flipped)}
   weights /= jnp.maximum(jnp.mean(weights), 1e-30)
-  levels = jnp.array(LEVELS)
-  clean, wrong = (
-    jnp.nanquantile(jnp.where(mask, weights, jnp.nan), levels)
-    for mask in (~flipped, flipped)
-  )
-  return jnp.concatenate([auc[None], clean, wrong])
+  for name, own in (('clean', ~flipped), ('flipped', flipped)):
+    values = scores.quantiles_of(weights, LEVELS, own)
+    found |= {f'{name}_{k}': value for k, value in enumerate(values)}
+  return found
 
 
-class Result(NamedTuple):
-  """Of one method, [runs] each.
-
-  Attributes:
-    last: test accuracy at the last epoch.
-    best: the same at the epoch of the best noisy validation.
-    auc_last: of the weights, of those who have any.
-    auc_best: the same at the chosen epoch.
-  """
-
-  last: np.ndarray
-  best: np.ndarray
-  auc_last: np.ndarray | None = None
-  auc_best: np.ndarray | None = None
+WEIGHTS = train.Score(lambda weights, batch: weights, spread, weights_of)
 
 
-def result_of(fitted: Fit, epochs: int) -> Result:
-  """What the first so many epochs come to."""
-  history = {
-    name: values[:, :epochs] for name, values in fitted.history.items()
-  }
-  of_test = history['test'][:, -1], chosen_epoch(Fit(fitted.state, history))
-  if 'weights' not in history:
-    return Result(*of_test)
-  auc = history['weights'][..., 0]
-  of_weights = Fit(fitted.state, {**history, 'test': auc})
-  return Result(*of_test, auc[:, -1], chosen_epoch(of_weights))
+def with_auc(one: Trained) -> Trained:
+  """With the AUC of the weights at the last epoch and at the chosen one."""
+  if 'weights_auc' not in one.fit.history:
+    return one
+  last = one.last('weights_auc')
+  best = one.best('weights_auc', 'validation_accuracy')
+  return one.also({'weight_auc': last, 'weight_auc_best': best})
 
 
-def table(results: Mapping[str, Result], seconds: Mapping[str, float]) -> str:
-  """Accuracies and the AUC of weights."""
-  header = [
-    'method',
-    'last epoch',
-    'best by noisy val.',
-    'weight AUC, last',
-    'at best',
-    'seconds',
-  ]
-
-  def mean(values: np.ndarray | None) -> str:
-    return '' if values is None else f'{values.mean():.3f}'
-
-  return report.table(
-    header,
-    [
-      [
-        name,
-        report.mean_sd(result.last),
-        report.mean_sd(result.best),
-        mean(result.auc_last),
-        mean(result.auc_best),
-        f'{seconds[name]:.1f}',
-      ]
-      for name, result in results.items()
-    ],
-  )
-
-
-def rows_of(
-  name: str,
-  result: Result,
-  seconds: float,
-  config: Config,
-  epochs: int,
-  task: Task,
-) -> list[dict]:
-  """A row for each run."""
-  skipped = ('methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke')
-  fields = dataclasses.asdict(config)
-  setting = {k: v for k, v in fields.items() if k not in skipped}
-  about = {
-    'experiment': 'meta_rescaling',
-    'dataset': config.dataset,
-    'setting': {**setting, 'epochs': epochs},
-    'metric': 'accuracy',
-  }
-  columns = {
-    'wrong_labels': task.wrong,
-    'weight_auc': result.auc_last,
-    'weight_auc_best': result.auc_best,
-  }
-  known = {k: values for k, values in columns.items() if values is not None}
-  return report.result_rows(
-    about, name, result.last, result.best, seconds, known
-  )
-
-
-def plot_weights(path: str, fits: Mapping[str, Fit], title: str) -> None:
+def plot_weights(path: str, trained: dict[str, Trained], title: str) -> None:
   """Quantiles of the weights after each epoch, means over runs."""
-  curves = {
-    name: fitted.history['weights'].mean(0)[:, 1:].T.reshape(2, len(LEVELS), -1)
-    for name, fitted in fits.items()
-    if 'weights' in fitted.history
-  }
-  if not curves:
+  histories = {name: one.fit.history for name, one in trained.items()}
+  own = {k: v for k, v in histories.items() if 'weights_auc' in v}
+  if not own:
     return
-  import matplotlib  # slow to import
+  import matplotlib.figure  # slow to import
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  figure, panels = plt.subplots(
-    1, len(curves), figsize=(0.5 + 3 * len(curves), 3.4), squeeze=False
-  )
-  for axes, (name, both) in zip(panels[0], curves.items(), strict=True):
-    epochs = np.arange(1, both.shape[-1] + 1)
-    for of, color, values in zip(
-      ('clean', 'flipped'), ('C0', 'C3'), both, strict=True
-    ):
-      axes.plot(epochs, values[2], color=color, label=of)
-      for low, high in ((0, 4), (1, 3)):
-        axes.fill_between(
-          epochs, values[low], values[high], color=color, alpha=0.15
-        )
-    axes.set(title=name, xlabel='epoch')
-    axes.margins(x=0)
+  figure = matplotlib.figure.Figure((0.5 + 3 * len(own), 3.4))
+  panels = figure.subplots(1, len(own), squeeze=False)[0]
+  for axes, (name, history) in zip(panels, own.items(), strict=True):
+    for kind, color in (('clean', 'C0'), ('flipped', 'C3')):
+      low, below, middle, above, high = (
+        history[f'weights_{kind}_{k}'].mean(0) for k in range(len(LEVELS))
+      )
+      epochs = np.arange(1, len(middle) + 1)
+      axes.plot(epochs, middle, color=color, label=kind)
+      for band in ((low, high), (below, above)):
+        axes.fill_between(epochs, *band, color=color, alpha=0.15)
+    axes.set(title=name, xlabel='epoch', xmargin=0)
     axes.grid(alpha=0.3)
-  panels[0, 0].set_ylabel('weight / mean weight\n10, 25, 50, 75, 90%')
-  panels[0, 0].legend(fontsize='small', frameon=False)
+  panels[0].set_ylabel('weight / mean weight\n10, 25, 50, 75, 90%')
+  panels[0].legend(fontsize='small', frameon=False)
   figure.suptitle(title)
   figure.tight_layout()
   with report.replacing(path) as partial:
     figure.savefig(partial, dpi=150)
-  plt.close(figure)
 
 
 if __name__ == '__main__':
-  main(parse(Config, __doc__))
+  main(train.parse(Config, __doc__))

@@ -21,21 +21,32 @@ how likely the evidence about held-out bags is, never by labels.
 Out come a table, `results.jsonl` and `accuracy.png`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jnl import automata, losses, nets, noise
+from jnl import automata, losses, noise
 from jnl.automata import Inference
-from jnl.base import Array, Batch, Method, State, check, check_name, global_mean
-from jnl.data import Dataset, Examples, PerRun, load
+from jnl.base import Array, Batch, Method, check, check_name
+from jnl.data import Dataset, Examples
 from jnl.methods import dllp, weak_em
-from jnl.steps import bag_logits, supervised_bags
-from jnl.train import Predict, Score, compare, option, parse
+from jnl.steps import supervised_bags
+from jnl.train import (
+  compare,
+  curves,
+  fit_many,
+  option,
+  parse,
+  scores,
+  script,
+  train_each,
+  write_results,
+)
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[[Array, Batch], Inference]
@@ -62,20 +73,16 @@ INFER: dict[str, Infer] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(script.Common):
   """The settings; every field is an option of the command line."""
 
   evidence: str = option('counts', f'what is known: {", ".join(INFER)}')
   methods: tuple[str, ...] = option((), 'some of those for this evidence')
-  dataset: str = option(
-    'digits', 'digits, an image set of TFDS, or one in data-dir'
-  )
-  data_dir: str = option('', 'folder of local files, see jnl/data/files.py')
   positive: tuple[str, ...] = option(
     (), 'labels of the positive class; by default 5-9, and 9 for any positive'
   )
   bag_size: int = option(8, 'instances in a bag; relations are of 2')
-  net: str = option('mlp', 'network: mlp (one layer) or one of nets/names.py')
+  net: str = option('mlp', 'network: mlp (one layer) or one of nets.build')
   width: int = option(128, 'of the layer of mlp')
   seeds: int = option(4, 'runs, each with its own bags')
   epochs: int = option(12, 'passes over the bags')
@@ -90,82 +97,72 @@ def main(config: Config) -> None:
   if config.smoke:
     config = dataclasses.replace(config, seeds=2, epochs=1, batch_size=15)
   check_options(config)
-  dataset = load(config.dataset, data_dir=config.data_dir or None)
+  dataset = script.binary(script.read(config), positive(config))
   runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-  train = stack([bags(config, dataset.train, key) for key in runs[:, 0]])
-  held_out = stack(
-    [bags(config, dataset.validation, key) for key in runs[:, 0]]
+  train, held_out = (
+    script.per_run([bags(config, part, key) for key in runs[:, 0]])
+    for part in (dataset.train, dataset.validation)
   )
   infer = INFER[config.evidence]
-  k, m = train['mask'].shape[1:]
+  k, m = train['mask'].values.shape[1:]
   print(f'{k} bags of up to {m}')
-  compare(
-    {
-      name: build(name, config, dataset, infer)
-      for name in config.methods or METHODS[config.evidence]
-    },
-    {name: PerRun(values) for name, values in train.items()},
-    runs[:, 1],
-    held_out={
-      'test': instances(config, dataset.test),
-      'validation': {k: PerRun(values) for k, values in held_out.items()},
-    },
-    scores={
-      'test': score_named if config.evidence != 'similarity' else score_unnamed,
-      'validation': nll_of(infer),
-    },
-    chosen_by='bag likelihood',
+  names = config.methods or METHODS[config.evidence]
+  methods = {name: build(name, config, dataset, infer) for name in names}
+  named = config.evidence != 'similarity'
+  trained = train_each(
+    methods,
+    lambda name: fit_many(
+      methods[name],
+      train,
+      runs[:, 1],
+      epochs=config.epochs,
+      batch_size=config.batch_size,
+      held_out={
+        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+        'validation': held_out,
+      },
+      scores={
+        'test': scores.balanced_accuracy if named else unnamed,
+        'validation': scores.bag_nll(infer),
+      },
+      label=name,
+    ),
+  )
+  rows = compare(
+    trained,
+    about=script.about('weak_supervision', config, 'balanced accuracy'),
+    score='test_balanced_accuracy',
+    chosen_by='validation_nll',
     better='lower',
-    about={
-      'experiment': 'weak_supervision',
-      'dataset': config.dataset,
-      'setting': setting(config),
-      'metric': 'balanced accuracy',
-    },
+    heads=('last epoch', 'best by bag likelihood'),
+  )
+  write_results(
+    config.out,
+    rows,
+    curves(trained, 'test_balanced_accuracy'),
     title=f'{config.dataset}, {config.evidence}, bags of {m}, seeds: '
     f'{config.seeds}',
-    out=config.out,
-    epochs=config.epochs,
-    batch_size=config.batch_size,
+    ylabel='test balanced accuracy',
   )
 
 
 def check_options(config: Config) -> None:
   """Raises for what cannot be, before any work."""
   check_name('evidence', config.evidence, INFER)
-  for method in config.methods:
-    check_name('method', method, METHODS[config.evidence])
-  nets.build(config.net, 2)
+  script.check_common(config, METHODS[config.evidence])
   pairs = config.evidence in ('comparison', 'similarity')
   check(config.bag_size >= 1, 'bag-size must be at least 1')
   check(
     not pairs or config.bag_size == 2,
     f'evidence {config.evidence} is of pairs: bag-size must be 2',
   )
-  check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
-  check(
-    all(label.isdigit() for label in config.positive),
-    f'positive must be labels, with commas, got {config.positive}',
-  )
+  script.numbers('positive', config.positive)
 
 
-def is_positive(config: Config, part: Examples) -> np.ndarray:
-  """The binary labels [n]."""
-  default = (9,) if config.evidence == 'multiple_instance' else range(5, 10)
-  labels = [int(label) for label in config.positive] or list(default)
-  return np.isin(part.labels, labels).astype(np.int32)
-
-
-def instances(config: Config, part: Examples) -> Arrays:
-  """Single images with labels, and weights under which classes are balanced."""
-  labels = is_positive(config, part)
-  share = np.bincount(labels, minlength=2) / len(labels)
-  check(share.min() > 0, 'positive: both classes must be in the test set')
-  return {
-    'x': part.x,
-    'labels': labels,
-    'balance': (0.5 / share[labels]).astype(np.float32),
-  }
+def positive(config: Config) -> list[int]:
+  """The labels of the positive class."""
+  default = [9] if config.evidence == 'multiple_instance' else range(5, 10)
+  return script.numbers('positive', config.positive) or list(default)
 
 
 def bags(config: Config, part: Examples, key: Array) -> Arrays:
@@ -173,62 +170,35 @@ def bags(config: Config, part: Examples, key: Array) -> Arrays:
 
   The last bag may be short; of an odd number of images one has no pair.
   """
-  labels, m = is_positive(config, part), config.bag_size
-  order = np.asarray(jax.random.permutation(key, len(labels)))
-  if m == 2:
+  order = np.asarray(jax.random.permutation(key, len(part.labels)))
+  if config.bag_size == 2:
     order = order[: len(order) // 2 * 2]
-  cut = noise.cut_bags(order, m)
-  mask = np.asarray(cut.mask)
-  index = np.where(mask, cut.index, 0)
+  cut = noise.cut_bags(order, config.bag_size)
   if config.evidence == 'comparison':  # the first is as positive as the second
-    index = np.take_along_axis(index, np.argsort(-labels[index], axis=1), 1)
-  labels = np.where(mask, labels[index], 0)
-  counts = labels.sum(1)
+    first = np.argsort(-part.labels[cut.index], axis=1)
+    cut = cut._replace(index=np.take_along_axis(cut.index, first, 1))
+  arrays = script.bag_arrays(part, cut)
+  counts = arrays['counts']
   return {
-    'x': part.x[index],
-    'mask': mask,
-    'counts': counts,
+    **arrays,
     'any_positive': counts > 0,
-    'similar': (counts == 0) | (counts == mask.sum(1)),
-    'instance_labels': labels,
+    'similar': (counts == 0) | (counts == arrays['mask'].sum(1)),
   }
 
 
-def stack(runs: Sequence[Arrays]) -> Arrays:
-  """The arrays of all runs, [runs, ...] each."""
-  return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+def _either_way(rows: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+  found = scores.balanced_accuracy.reduce(rows, arrays)
+  return {name: jnp.maximum(v, 1 - v) for name, v in found.items()}
 
 
-def score_named(predict: Predict, state: State, batch: Batch) -> Array:
-  """Balanced accuracy."""
-  prediction = jnp.argmax(predict(state, batch['x']).logits, -1)
-  right = (prediction == batch['labels']) * batch['balance']
-  return global_mean(right, batch['weight'])
-
-
-def score_unnamed(predict: Predict, state: State, batch: Batch) -> Array:
-  """Balanced accuracy, or that with the two classes swapped."""
-  score = score_named(predict, state, batch)
-  return jnp.maximum(score, 1 - score)
-
-
-def nll_of(infer: Infer) -> Score:
-  """How unlikely the evidence about bags is."""
-
-  def score(predict: Predict, state: State, batch: Batch) -> Array:
-    found = infer(bag_logits(predict, state, batch['x']), batch)
-    usable = batch['weight'] * found.feasible
-    return global_mean(-found.log_likelihood, usable)
-
-  return score
+unnamed = scores.balanced_accuracy._replace(reduce=_either_way)
+"""Balanced accuracy, or that with the two classes swapped."""
 
 
 def build(name: str, config: Config, dataset: Dataset, infer: Infer) -> Method:
   """The method of that name."""
-  net = nets.build(config.net, 2)
-  if config.net == 'mlp':
-    net = nets.MLP(2, (config.width,))
-  model = nets.from_linen(net, dataset.train.x.shape[1:])
+  x, hidden = dataset.train.x, (config.width,)
+  model = script.network(config.net, 2, x, hidden=hidden)
   tx = optax.adam(config.learning_rate)
 
   def mean_over_bag(values: Array, batch: Batch) -> Array:
@@ -250,13 +220,6 @@ def build(name: str, config: Config, dataset: Dataset, infer: Infer) -> Method:
     'supervised': supervised,
   }
   return supervised_bags(of_bags[name], model, tx)
-
-
-def setting(config: Config) -> dict:
-  """What the numbers depend on."""
-  skipped = ('methods', 'dataset', 'data_dir', 'seeds', 'out', 'smoke')
-  fields = dataclasses.asdict(config)
-  return {name: v for name, v in fields.items() if name not in skipped}
 
 
 if __name__ == '__main__':

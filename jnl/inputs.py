@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import LOG_ZERO, Array, Scalar, check, is_concrete
@@ -95,8 +96,8 @@ def read_labels(
 
 
 def read_candidates(
-  logits: Array,
-  candidates: Array,
+  logits: ArrayLike,
+  candidates: ArrayLike,
   *,
   may_be_empty: bool = False,
   masked: bool = True,
@@ -292,7 +293,7 @@ def _check_rows(name: str, values: np.ndarray, columns: bool) -> None:
 
 
 def read_bags(
-  logits: Array, mask: Array | None, classes: int | None = None
+  logits: ArrayLike, mask: ArrayLike | None, classes: int | None = None
 ) -> tuple[Array, Array]:
   """Checks bags and gives log-probabilities that are safe everywhere.
 
@@ -315,7 +316,7 @@ def read_bags(
 
 
 def read_bag_logits(
-  logits: Array, mask: Array | None, classes: int | None = None
+  logits: ArrayLike, mask: ArrayLike | None, classes: int | None = None
 ) -> tuple[Array, Array]:
   """As `read_bags`, but for the normalization: a logit may be anything."""
   logits = jnp.asarray(logits)
@@ -337,7 +338,7 @@ def read_bag_logits(
   return jnp.where(mask[..., None], logits, 0), mask
 
 
-def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
+def read_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
   """Checks a mask [..., m]; all true if None. Outside jit no bag is empty."""
   if mask is None:
     check(shape[-1] > 0, 'a bag must hold at least one instance')
@@ -353,7 +354,7 @@ def read_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
   return mask
 
 
-def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
+def read_counts(counts: ArrayLike, mask: Array, name: str = 'counts') -> Array:
   """Checks counts [...] of instances in bags with `mask` [..., m].
 
   Args:
@@ -390,7 +391,7 @@ def read_counts(counts: Array, mask: Array, name: str = 'counts') -> Array:
   return counts.astype(jnp.int32)
 
 
-def read_class_counts(counts: Array, mask: Array, classes: int) -> Array:
+def read_class_counts(counts: ArrayLike, mask: Array, classes: int) -> Array:
   """Checks that counts are integers [..., c]; what they may be is not asked.
 
   Args:

@@ -15,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import (
@@ -52,7 +53,7 @@ class Neighbors(NamedTuple):
 
 
 def knn(
-  points: Array,
+  points: ArrayLike,
   k: int,
   *,
   metric: Metric = 'euclidean',
@@ -96,14 +97,16 @@ def knn(
 
 
 def nearest(
-  queries: Array,
-  points: Array,
+  queries: ArrayLike,
+  points: ArrayLike,
   k: int,
   *,
   metric: Metric = 'euclidean',
   search: Search = 'exact',
 ) -> Neighbors:
-  """The k nearest points of each query; as `knn` for the rest.
+  """The k nearest points of each query.
+
+  As `knn`, but between two sets of points.
 
   Args:
     queries: [q, d] floating-point.
@@ -133,7 +136,7 @@ def nearest(
   return _find(points, queries, k, metric, search)
 
 
-def _read_points(name: str, points: Array) -> Array:
+def _read_points(name: str, points: ArrayLike) -> Array:
   check_auto(points, name)
   points = jnp.asarray(points)
   check(
@@ -357,7 +360,7 @@ def _find_by_faiss(
 
 
 def pair_distances(
-  points: Array, index: Array, *, metric: Metric = 'euclidean'
+  points: ArrayLike, index: ArrayLike, *, metric: Metric = 'euclidean'
 ) -> Array:
   """Distances from each point to some others, differentiable.
 
@@ -395,30 +398,64 @@ def pair_distances(
   return jnp.where(index == PAD, 0, distances)
 
 
-def matern12(distances: Array, *, scale: Scalar = 1.0) -> Array:
-  """exp(-d / scale), the Matern kernel of order 1/2; LLP-BP's similarity.
+def matern12(distances: ArrayLike, *, scale: Scalar = 1.0) -> Array:
+  """The Matern kernel of order 1/2, exp(-d / scale): the similarity of LLP-BP.
 
   Args:
-    distances: [...] >= 0, Euclidean.
-    scale: > 0.
+    distances: d, [...] >= 0, Euclidean.
+    scale: > 0, in units of the distances.
+
+  Returns:
+    [...] in (0, 1], 1 at distance 0.
+
+  Raises:
+    ValueError: if `scale` is not positive.
+
+  >>> matern12(jnp.array([0., 2.]), scale=2.)
+  Array([1.        , 0.36787945], dtype=float32)
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning,
+  MIT Press 2006 (eq. 4.17, the exponential covariance function).
   """
   check(scale > 0, f'scale must be positive, got {scale}')
   return jnp.exp(-jnp.asarray(distances) / scale)
 
 
-def rbf(distances: Array, *, scale: Scalar = 1.0) -> Array:
-  """exp(-d^2 / (2 scale^2)), the Gaussian kernel.
+def rbf(distances: ArrayLike, *, scale: Scalar = 1.0) -> Array:
+  """The Gaussian kernel, exp(-d^2 / (2 scale^2)).
 
   Args:
-    distances: [...] >= 0, Euclidean.
-    scale: > 0.
+    distances: d, [...] >= 0, Euclidean.
+    scale: > 0, in units of the distances.
+
+  Returns:
+    [...] in [0, 1], 1 at distance 0.
+
+  Raises:
+    ValueError: if `scale` is not positive.
+
+  >>> rbf(jnp.array([0., 1.]))
+  Array([1.        , 0.60653067], dtype=float32)
+
+  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning,
+  MIT Press 2006 (eq. 4.9, the squared exponential covariance function).
   """
   check(scale > 0, f'scale must be positive, got {scale}')
   return jnp.exp(-((jnp.asarray(distances) / scale) ** 2) / 2)
 
 
-def cosine(distances: Array) -> Array:
-  """1 - d, the cosine of the angle; [...] of distances with metric 'cosine'."""
+def cosine(distances: ArrayLike) -> Array:
+  """The cosine of the angle between two points, 1 - d, a kernel.
+
+  Args:
+    distances: d, [...] in [0, 2], as of `knn` with the metric 'cosine'.
+
+  Returns:
+    [...] in [-1, 1].
+
+  >>> cosine(jnp.array([0., 1.])).tolist()
+  [1.0, 0.0]
+  """
   return 1 - jnp.asarray(distances)
 
 
@@ -445,9 +482,9 @@ class Graph(NamedTuple):
 
 
 def graph_of_edges(
-  edges: Any, weights: Any, n: int, *, degree: int | None = None
+  edges: ArrayLike, weights: ArrayLike, n: int, *, degree: int | None = None
 ) -> Graph:
-  """The graph of undirected edges, on the host.
+  """The symmetric graph of undirected edges, built on the host.
 
   The weights of an edge that is given more than once, in either direction, are
   added; a tie of a vertex to itself, and one of weight 0, ties nothing and is
@@ -472,7 +509,7 @@ def graph_of_edges(
 
 
 def graph_of_neighbors(
-  index: Any, weights: Any, *, degree: int | None = None
+  index: ArrayLike, weights: ArrayLike, *, degree: int | None = None
 ) -> Graph:
   """The graph in which two are tied if either has the other for a neighbor.
 
@@ -574,7 +611,13 @@ def _build(
 
 
 def within_runs(lengths: np.ndarray) -> np.ndarray:
-  """The place of each in its run, for runs that follow each other.
+  """The place of each item in its run, for runs that follow each other.
+
+  Args:
+    lengths: [k] int >= 0.
+
+  Returns:
+    [sum of lengths] int: 0, 1, ... in each run.
 
   >>> within_runs(np.array([2, 0, 3])).tolist()
   [0, 1, 0, 1, 2]

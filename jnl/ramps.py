@@ -20,7 +20,7 @@ def _progress(step: Scalar, length: Scalar) -> Array:
 
 
 def sigmoid_rampup(step: Scalar, length: Scalar) -> Array:
-  r"""Rises from e^-5 to 1.
+  r"""A weight that rises from e^-5 to 1 as the bell of a Gaussian does.
 
   .. math:: \exp(-5 (1 - \min(s, L) / L)^2)
 
@@ -44,7 +44,7 @@ def sigmoid_rampup(step: Scalar, length: Scalar) -> Array:
 
 
 def sigmoid_rampdown(step: Scalar, length: Scalar) -> Array:
-  r"""Falls from 1 to e^-12.5.
+  r"""A weight that falls from 1 to e^-12.5 as the bell of a Gaussian does.
 
   .. math:: \exp(-12.5\, (\min(s, L) / L)^2)
 
@@ -70,7 +70,7 @@ def sigmoid_rampdown(step: Scalar, length: Scalar) -> Array:
 
 
 def linear_rampup(step: Scalar, length: Scalar) -> Array:
-  r"""Rises from 0 to 1 on a line: min(s, L) / L.
+  """A weight that rises from 0 to 1 on a line: min(s, L) / L.
 
   Args:
     step: s >= 0, int or float, any shape.
@@ -89,7 +89,7 @@ def linear_rampup(step: Scalar, length: Scalar) -> Array:
 
 
 def cosine_rampup(step: Scalar, length: Scalar) -> Array:
-  r"""Rises from 0 to 1 on half a cosine: (1 - cos(pi min(s, L) / L)) / 2.
+  """A weight that rises on half a cosine: (1 - cos(pi min(s, L) / L)) / 2.
 
   Args:
     step: s >= 0, int or float, any shape.
@@ -110,7 +110,7 @@ def cosine_rampup(step: Scalar, length: Scalar) -> Array:
 def ema_rate(
   step: Scalar, *, rate: Scalar = 0.997, length: Scalar = 40_000
 ) -> Array:
-  r"""How much of the old average ELR+ keeps at a step, with a ramp.
+  r"""The rate of the old average at a step of ELR+, with a ramp.
 
   .. math:: \alpha(s) = \alpha \exp(-5 (1 - \min(s + 1, L) / L)^2)
 
@@ -136,7 +136,7 @@ def ema_rate(
 
 
 def ema_rate_warmup(step: Scalar, *, rate: Scalar = 0.9999) -> Array:
-  r"""How much of the old average to keep: at first it is a plain mean.
+  r"""The rate of the old average at a step: at first of a plain mean.
 
   .. math:: \alpha(s) = \min(1 - 1 / (s + 1), \alpha)
 

@@ -68,7 +68,7 @@ def from_loss(
   init_extra: Callable[[Key], PyTree] = _no_extra,
   refit: Refit | None = None,
 ) -> Method:
-  """A method that descends one loss with one optimizer.
+  """A method that descends one loss by one optimizer.
 
   Args:
     loss_fn: `(params, state, batch, key) -> (loss, Aux)`; differentiates by
@@ -120,7 +120,7 @@ def supervised(
   model: Model,
   tx: optax.GradientTransformation,
 ) -> Method:
-  """Trains on `labels` with any per-example loss.
+  """A method that trains on `labels` with any per-example loss.
 
   Args:
     per_example_loss: `(logits [b, c], labels [b] or [b, c]) -> [b]`.
@@ -134,6 +134,18 @@ def supervised(
   Raises:
     ValueError: at trace time, if a batch lacks an array or the loss gives
       anything but one value for each example.
+
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl import losses
+  >>> method = supervised(losses.gce, model, optax.sgd(0.1))
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 1]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> method.predict(state, jnp.eye(2)).logits.argmax(1).tolist()
+  [0, 1]
   """
 
   def loss_fn(
@@ -156,7 +168,7 @@ def supervised_bags(
   model: Model,
   tx: optax.GradientTransformation,
 ) -> Method:
-  """Trains on any loss of whole bags.
+  """A method that trains on any loss of whole bags.
 
   Args:
     per_bag_loss: `(logits [b, m, c], batch) -> [b]`.
@@ -166,6 +178,24 @@ def supervised_bags(
   Returns:
     A method over batches of `x` [b, m, ...], `index` and `weight` [b], and what
     the loss reads; `predict` is of instances.
+
+  Raises:
+    ValueError: at trace time, if a batch lacks an array or the loss gives
+      anything but one value for each bag.
+
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl import losses
+  >>> method = supervised_bags(
+  ...   lambda logits, batch: losses.dllp(logits, proportions_of(batch)),
+  ...   model, optax.sgd(0.1))
+  >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> method.predict(state, jnp.ones((5, 2))).logits.shape  # of instances
+  (5, 2)
   """
 
   def loss_fn(
@@ -187,6 +217,13 @@ def check_losses(losses: Array, weight: Array) -> None:
   """Raises unless there is one loss [b] for each example with `weight` [b].
 
   `global_mean` would take [b, b], which some broadcasting made, as well.
+
+  Args:
+    losses: [b].
+    weight: [b].
+
+  Raises:
+    ValueError: if the shapes differ.
   """
   check(
     losses.shape == weight.shape,
@@ -196,7 +233,14 @@ def check_losses(losses: Array, weight: Array) -> None:
 
 
 def predict_with(model: Model) -> Callable[[State, Inputs], Outputs]:
-  """`Method.predict` where the weights to evaluate are `state.params`."""
+  """`Method.predict` where the weights to evaluate are `state.params`.
+
+  Args:
+    model: the network.
+
+  Returns:
+    `(state, x) -> Outputs`, its pass without `keys` and `train`.
+  """
 
   def predict(state: State, x: Inputs) -> Outputs:
     return model.apply(state.params, state.stats, x, None, False)[0]
@@ -246,7 +290,7 @@ def _positions(b: int) -> Array:
 
 
 def model_keys(key: Key, batch: Batch, stream: str = '') -> Key:
-  """The keys [b] for a network's training pass on `batch`.
+  """The random keys [b] for a network's training pass on `batch`.
 
   Args:
     key: of the step.
@@ -275,11 +319,11 @@ def training_pass(
   keys: Key | None,
   weight: Array,
 ) -> tuple[Outputs, Stats]:
-  """A network's pass in training: rows of weight 0 leave no trace in it.
+  """A network's outputs and statistics in training, of rows of weight > 0.
 
-  Their inputs are replaced by zeros, whatever they hold (backward passes would
-  multiply zero by NaN), and batch statistics are of the others alone. A batch
-  without any weight changes no statistics.
+  Rows of weight 0 leave no trace: their inputs become zeros, whatever they hold
+  (backward passes would multiply zero by NaN), and batch statistics are of the
+  others alone. A batch without any weight changes no statistics.
 
   Args:
     model: the network.
@@ -386,6 +430,9 @@ def apply_to_bags(
 
   Returns:
     The outputs without `aux`, and the new statistics.
+
+  Raises:
+    ValueError: if the batch has no `index`.
   """
   count, b, m = views.shape[:3]
   there = mask_of(batch) & (jnp.asarray(batch['weight']) > 0)[:, None]
@@ -408,24 +455,51 @@ def apply_to_bags(
 def bag_logits(
   predict: Callable[[State, Inputs], Outputs], state: State, x: Array
 ) -> Array:
-  """Logits [b, m, c] of instances x [b, m, ...]."""
+  """Logits [b, m, c] of the instances of bags, without training.
+
+  Args:
+    predict: a `Method.predict` of instances.
+    state: of that method.
+    x: [b, m, ...].
+
+  Returns:
+    [b, m, c].
+  """
   flat = predict(state, x.reshape(-1, *x.shape[2:])).logits
   return flat.reshape(*x.shape[:2], -1)
 
 
 def mask_of(batch: Batch) -> Array:
-  """[b, m] bool, where there is an instance."""
+  """Where the bags of a batch have an instance.
+
+  Args:
+    batch: `x` [b, m, ...], and `mask` [b, m] where bags are ragged.
+
+  Returns:
+    [b, m] bool; all true without a mask.
+  """
   shape = batch['x'].shape[:2]
   return jnp.asarray(batch.get('mask', jnp.ones(shape, bool)))
 
 
 def proportions_of(batch: Batch) -> Array:
-  """[b, 2], the shares of both classes in each bag by its `counts` [b].
+  """The shares of both classes in each bag, by its `counts`.
 
-  A bag of weight 0 may hold anything: its share is one half.
+  Args:
+    batch: `x` [b, m, ...]; `counts` [b] int of positives; `mask` [b, m] and
+      `weight` [b] if any. A bag of weight 0 may hold anything: its share is one
+      half.
+
+  Returns:
+    [b, 2], summing to one.
 
   Raises:
-    TypeError: if the counts are no integers: they may be shares already.
+    ValueError: if the batch has no `counts`.
+    TypeError: if they are no integers: they may be shares already.
+
+  >>> batch = {'x': jnp.zeros([1, 4, 1]), 'counts': jnp.array([1])}
+  >>> proportions_of(batch).tolist()
+  [[0.75, 0.25]]
   """
   check_batch(batch, 'counts')
   counts, sizes = jnp.asarray(batch['counts']), jnp.sum(mask_of(batch), axis=1)
@@ -441,7 +515,7 @@ def proportions_of(batch: Batch) -> Array:
 
 
 def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
-  """Calls `f` on each of `count` stacked networks and stacks the results.
+  """The stacked results of `f` on each of `count` stacked networks.
 
   An unrolled loop: `vmap` over convolutional networks becomes grouped
   convolutions, which are several times slower on CPU.
@@ -453,6 +527,9 @@ def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
 
   Returns:
     A tree of [count, ...].
+
+  Raises:
+    ValueError: if an array has another leading size.
 
   >>> each(lambda p: 2 * p, 2, jnp.array([1, 2])).tolist()
   [2, 4]
@@ -498,6 +575,9 @@ def select(done: Array, new: T, old: T) -> T:
 
   Returns:
     A tree like `new`.
+
+  >>> select(jnp.array(False), {'w': jnp.ones(1)}, {'w': jnp.zeros(1)})
+  {'w': Array([0.], dtype=float32)}
   """
   return jax.tree.map(lambda new, old: jnp.where(done, new, old), new, old)
 
@@ -534,7 +614,7 @@ def guarded_step(
 
 
 def ema(average: T, values: T, decay: Scalar) -> T:
-  r"""An exponential moving average, moved on.
+  r"""The next value of an exponential moving average.
 
   .. math:: a \leftarrow d a + (1 - d) v
 
@@ -561,7 +641,7 @@ def per_example_step(
   *,
   where: Array | None = None,
 ) -> Table:
-  r"""Plain gradient descent on the rows of a batch, each of one example.
+  r"""A table after plain gradient descent on the rows of a batch.
 
   .. math:: r_i \leftarrow r_i - \eta\, \nabla_{r_i} \sum_j \ell_j
 

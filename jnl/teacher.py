@@ -51,6 +51,7 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
   Raises:
     ValueError: if `decay` is out of range.
 
+  >>> import jax, optax
   >>> import jax.numpy as jnp
   >>> from jnl.base import Model, Outputs
   >>> from jnl.steps import supervised
@@ -87,7 +88,7 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
 
 
 def student(state: State) -> State:
-  """The state of the method that is averaged: what is being trained.
+  """The state of the method that `averaged` averages: what is being trained.
 
   Args:
     state: of a method built by `averaged`.

@@ -2,6 +2,7 @@
 
 import re
 
+from fixture_methods import linear
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -13,9 +14,6 @@ import pytest
 
 from jnl.base import (
   PAD,
-  Aux,
-  Model,
-  Outputs,
   State,
   Table,
   check,
@@ -33,7 +31,7 @@ from jnl.base import (
 )
 from jnl.data import epoch_order, take_batch
 from jnl.losses import gce
-from jnl.steps import each, from_loss, supervised, training_pass
+from jnl.steps import supervised
 from jnl.train import data_mesh, parallel, place, shardings, specs
 
 KEY = jax.random.key(0)
@@ -412,103 +410,7 @@ def test_shuffles_stay_within_shards_and_do_not_know_devices(how):
   np.testing.assert_array_equal(per_device(split, how, index), whole[0])
 
 
-# --- building methods --------------------------------------------------------
-
-
-def linear():
-  return Model(
-    lambda key: (jnp.zeros((2, 3)), {}),
-    lambda params, stats, x, keys, train: (Outputs(x @ params, x), stats),
-  )
-
-
-def test_each_unrolls_and_stacks():
-  stacked = {'a': jnp.arange(4.0).reshape(2, 2)}
-  found = each(lambda p, s: p['a'] * s, 2, stacked, jnp.array([1.0, 10.0]))
-  np.testing.assert_array_equal(found, [[0, 1], [20, 30]])
-  with pytest.raises(ValueError, match='count = 3'):
-    each(lambda p: p, 3, stacked)
-
-
-def test_supervised_is_gradient_descent_on_the_weighted_mean():
-  squared = lambda z, y: ((z - jax.nn.one_hot(y, 3)) ** 2).sum(-1)
-  method = supervised(squared, linear(), optax.sgd(0.1))
-  batch = {
-    'x': jnp.array([[1.0, 0.0], [0.0, 1.0]]),
-    'labels': jnp.array([0, 2]),
-    'weight': jnp.array([3.0, 1.0]),
-    'index': jnp.array([0, 1]),
-  }
-  state, metrics = method.step(
-    method.init(jax.random.key(0)), batch, jax.random.key(1)
-  )
-  assert metrics['loss'] == 1
-  expected = np.zeros((2, 3))
-  expected[0, 0], expected[1, 2] = 0.1 * 2 * 0.75, 0.1 * 2 * 0.25
-  np.testing.assert_allclose(state.params, expected, rtol=1e-6)
-  assert state.step == 1
-  logits = method.predict(state, batch['x']).logits
-  np.testing.assert_allclose(logits, expected, rtol=1e-6)
-
-
-def test_rows_of_weight_zero_are_not_seen_by_the_network():
-  def apply(params, stats, x, keys, train, mask=None):
-    del keys, train
-    seen = jnp.sum(jnp.where(mask[:, None], x, 0)) / jnp.sum(mask)
-    return Outputs(x @ params, x), {'mean': seen}
-
-  model = Model(lambda key: (jnp.ones((2, 2)), {'mean': jnp.float32(7)}), apply)
-  params, stats = model.init(KEY)
-  x = jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf], [3.0, 4.0]])
-
-  def run(weight, x):
-    def total(params):
-      outputs, new = training_pass(model, params, stats, x, None, weight)
-      return global_mean(outputs.logits, weight), new
-
-    return jax.value_and_grad(total, has_aux=True)(params)
-
-  (value, new), gradient = run(jnp.array([1.0, 0.0, 1.0]), x)
-  (same, kept), other = run(jnp.array([1.0, 1.0]), x[::2])
-  np.testing.assert_array_equal(gradient, other)
-  assert value == same == 5
-  assert new['mean'] == kept['mean'] == 5
-  (value, new), gradient = run(jnp.zeros(3), x)
-  assert value == 0
-  assert new['mean'] == 7, 'nobody was there'
-  np.testing.assert_array_equal(gradient, 0)
-  with pytest.raises(ValueError, match=r'weight must be \[b\]'):
-    run(jnp.ones((3, 1)), x)
-
-
-def test_a_loss_that_was_broadcast_is_an_error():
-  """[b, b] where [b] is meant passes `global_mean`, but no step."""
-  spread = lambda z, y: gce(z, y) * jnp.ones((4, 1))
-  batch = {
-    'x': jnp.ones((4, 2)),
-    'labels': jnp.zeros(4, jnp.int32),
-    'weight': jnp.ones(4),
-    'index': jnp.arange(4),
-  }
-  method = supervised(spread, linear(), optax.sgd(0.1))
-  state = method.init(KEY)
-  with pytest.raises(ValueError, match=r'one value for each .*\(4, 4\)'):
-    method.step(state, batch, KEY)
-  for name in batch:
-    lacking = {k: v for k, v in batch.items() if k != name}
-    with pytest.raises(ValueError, match=f'the batch lacks {name!r}; it has'):
-      method.step(state, lacking, KEY)
-
-
-def test_a_loss_that_loses_the_memory_is_found_out():
-  def forgetful(params, state, batch, key):
-    return jnp.sum(params), Aux(state.stats)
-
-  method = from_loss(
-    forgetful, linear(), optax.sgd(0.1), init_extra=lambda key: jnp.zeros(3)
-  )
-  with pytest.raises(ValueError, match=r'Aux\.extra'):
-    method.step(method.init(jax.random.key(0)), {}, jax.random.key(0))
+# --- checks ------------------------------------------------------------------
 
 
 def test_check_skips_tracers_and_raises_what_it_is_told():

@@ -1,5 +1,6 @@
 """Every experiment runs in a process of its own and writes what it promises."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 import processes
 import pytest
 
+from jnl.methods import _published
 from jnl.train import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,7 +51,7 @@ def test_smoke(script, tmp_path):
   lines = (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   assert rows
-  timed = script.stem in ('throughput', 'pgmax_comparison')
+  timed = script.stem == 'throughput'
   for row in rows:
     assert set((TIMES if timed else FIELDS).split()) <= set(row)
     if not timed:
@@ -76,6 +78,7 @@ def test_smoke(script, tmp_path):
     ('--dataset mine --data-dir .', "no data set 'mine' in data_dir ."),
     ('--draw absent.npz', 'absent.npz'),
     ('--checkpoint-every -1', 'checkpoint-every must not be negative'),
+    ('--published', 'no published settings of ce are known for digits, symm'),
   ],
 )
 def test_bad_options_are_named_and_nothing_is_written(argv, message, tmp_path):
@@ -127,6 +130,21 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
   np.savez(tmp_path / 'mine.npz', x=x[::-1], y=labels[::-1])
   with pytest.raises(ValueError, match=r'draw_1\.npz'):
     noisy_labels(*options, '--draw', first / 'draw_1.npz', '--out', again)
+
+
+def test_a_method_as_it_was_published(tmp_path, monkeypatch):
+  settings = _published.Settings(
+    'a paper', 'gce', 'mlp', 9, 120, 0.0, arguments={'q': 0.5}
+  )
+  known = {('digits', 'symmetric', None): settings}
+  monkeypatch.setitem(_published.LOSSES, 'gce', known)
+  argv = '--published --smoke --methods gce --batch-size 9999'
+  noisy_labels(*argv.split(), '--out', tmp_path)
+  rows = [json.loads(x) for x in (tmp_path / 'results.jsonl').open()]
+  used = rows[0]['published']['gce']
+  settings = dataclasses.replace(settings, views='none', epochs=2)
+  assert used == {**dataclasses.asdict(settings), 'drops': []}  # in JSON a list
+  assert all(row['last'] < 0.3 for row in rows)  # with a rate of zero
 
 
 def test_texts_are_not_read_as_pixels(tmp_path):

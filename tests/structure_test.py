@@ -44,7 +44,7 @@ OWNERS = {
 STEPS_IN = ('jnl.teacher', 'jnl.meta._networks')
 PUBLIC = {'data/augment', 'train/report', 'train/scores', 'train/script'}
 CONTRACTS = {'Contract', 'EveryMode'}
-LONG = {}  # functions of more than 50 lines of code: at most four
+LONG = {}  # functions of more than 50 lines of code, and their numbers
 
 
 def module_of(path):
@@ -164,7 +164,10 @@ def test_files_of_rooms_are_private():
   assert inner == PUBLIC
 
 
-@pytest.mark.parametrize('name', ['losses', 'methods', 'noise', 'em'])
+@pytest.mark.parametrize(
+  'name',
+  ['losses', 'methods', 'noise', 'em', 'automata', 'belief', 'meta', 'nets'],
+)
 def test_a_room_shows_what_it_is_for(name):
   module = importlib.import_module(f'jnl.{name}')
   shown = [n for n in dir(module) if not n.startswith('_')]
@@ -217,7 +220,7 @@ def test_functions_are_short():
     if node.end_lineno - node.lineno > 50 and code_lines(path, node) > 50
   }
   assert long == LONG, 'shorten it, or write down why it cannot be shorter'
-  assert len(long) <= 4
+  assert len(LONG) <= 4
 
 
 def names_of(nodes):

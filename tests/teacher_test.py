@@ -1,5 +1,7 @@
 """Averaged methods: the average, and that training goes on without it."""
 
+from contract import SHARDS, Contract, N, network, optimizer
+from fixture_methods import co_divide
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +107,9 @@ def test_decay_is_checked_and_may_be_swept():
   found = jax.jit(jax.vmap(logits))(jnp.array([0.0, 0.9]))
   equal(found[1], jax.jit(logits)(0.9), 1e-4)
   assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+class TestContract(Contract):
+  def make(self):
+    method = co_divide(network(), optimizer(), N, SHARDS)
+    return averaged(method, decay=0.9)

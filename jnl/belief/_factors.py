@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import AXIS, PAD, Array, check, is_concrete
@@ -67,8 +68,10 @@ class FactorGraph(NamedTuple):
   spills: Array
 
 
-def count_factor(counts: Any, mask: Any, *, strength: float) -> np.ndarray:
-  r"""What a count S says of the number of positives, in log space.
+def count_factor(
+  counts: ArrayLike, mask: ArrayLike, *, strength: float
+) -> np.ndarray:
+  r"""The log factor of a bag on its number of positives, given a count S.
 
   .. math:: \phi(c) = -\lambda (c - S)^2
 
@@ -125,15 +128,16 @@ def count_factor(counts: Any, mask: Any, *, strength: float) -> np.ndarray:
 
 def factor_graph(
   graph: Graph,
-  index: Any,
-  mask: Any,
-  log_factor: Any,
+  index: ArrayLike,
+  mask: ArrayLike,
+  log_factor: ArrayLike,
   *,
   shards: int = 1,
 ) -> FactorGraph:
-  """The law of pairs and bags, theta = 0.
+  """The law of tied pairs and of bags, laid out for `propagate`.
 
-  On the host, in numpy; n in the millions takes seconds.
+  Nothing is known of single instances yet (theta = 0): see `add_log_odds`. On
+  the host, in numpy; n in the millions takes seconds.
 
   Args:
     graph: w, of n vertices.
@@ -150,6 +154,12 @@ def factor_graph(
 
   Raises:
     TypeError, ValueError: if an argument is malformed or a bag is impossible.
+
+  >>> from jnl.neighbors import graph_of_edges
+  >>> tie = graph_of_edges([[0, 1]], [1.], 2)
+  >>> law = factor_graph(tie, [[0, 1]], [[True, True]], [[0., 1., 0.]])
+  >>> law.slots.tolist(), len(law.groups)
+  ([0, 1], 1)
   """
   n = len(graph.neighbors)
   mask = _read_mask(mask)
@@ -176,9 +186,9 @@ def factor_graph(
 
 def label_proportions(
   graph: Graph,
-  index: Any,
-  mask: Any,
-  counts: Any,
+  index: ArrayLike,
+  mask: ArrayLike,
+  counts: ArrayLike,
   *,
   pair_strength: float = 1.0,
   bag_strength: float = 1.0,
@@ -243,8 +253,8 @@ def label_proportions(
   return _pairwise(graph, index, mask, counts, bag_strength, shards)
 
 
-def add_log_odds(graph: FactorGraph, log_odds: Array) -> FactorGraph:
-  """The law with more known of each instance, such as a network's logits.
+def add_log_odds(graph: FactorGraph, log_odds: ArrayLike) -> FactorGraph:
+  """The law with log-odds added to single instances, as of a network.
 
   Args:
     graph: from `factor_graph`.
@@ -274,7 +284,7 @@ def add_log_odds(graph: FactorGraph, log_odds: Array) -> FactorGraph:
 
 
 def place(graph: FactorGraph, mesh: Mesh) -> FactorGraph:
-  """Splits the shards over the axis `'data'` of a mesh, all devices of it.
+  """The law with its shards split over the axis `'data'` of a mesh.
 
   Args:
     graph: whose number of shards is a multiple of the number of devices along
@@ -311,7 +321,7 @@ def place(graph: FactorGraph, mesh: Mesh) -> FactorGraph:
 
 
 def specs_of(graph: FactorGraph) -> FactorGraph:
-  """Which axes of its arrays are split over devices: a `PartitionSpec` each."""
+  """A `PartitionSpec` for each array of a law, as `place` splits it."""
   split = jax.tree.map(lambda _: P(AXIS), graph)
   return split._replace(slots=P(), bags=P(), spills=P())
 

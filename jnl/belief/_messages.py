@@ -9,6 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from jnl.automata import count_messages, max_count_messages
 from jnl.base import (
@@ -31,7 +32,7 @@ LEAST_ROOM = 128
 
 
 class Messages(NamedTuple):
-  """What factors say to instances, in log-odds.
+  """The messages of all factors to the instances, in log-odds.
 
   Attributes:
     pair_in: [shards, degree, N], to the instance in the slot, of its ties.
@@ -50,7 +51,7 @@ class Messages(NamedTuple):
 
 
 class Beliefs(NamedTuple):
-  """Where propagation ended.
+  """The beliefs that propagation ended with, and how it went.
 
   Attributes:
     log_odds: [n], of each label being 1, in the order of the instances.
@@ -74,9 +75,9 @@ class Beliefs(NamedTuple):
 
 
 def pair_messages(
-  log_odds: Array, weights: Array, *, temperature: Scalar = 1.0
+  log_odds: ArrayLike, weights: ArrayLike, *, temperature: Scalar = 1.0
 ) -> Array:
-  r"""Through a pair factor exp(-w (y_i - y_j)^2), from one end to the other.
+  r"""The messages through pair factors exp(-w (y_i - y_j)^2), end to end.
 
   .. math:: M = \log \frac{e^{-w} + e^c}{1 + e^{c - w}}
               = 2 \tanh^{-1}(\tanh(w / 2) \tanh(c / 2))
@@ -112,19 +113,27 @@ def is_hot(temperature: Scalar) -> bool:
 
 
 def no_messages(graph: FactorGraph) -> Messages:
-  """All factors silent: where propagation starts."""
+  """The messages of silent factors, all 0: where propagation starts.
+
+  Args:
+    graph: from `factor_graph`.
+
+  Returns:
+    `Messages` for `propagate`.
+  """
   pairs = jnp.zeros_like(graph.weights)
   spill = jnp.zeros_like(graph.spill_weights)
   return Messages(pairs, pairs, spill, spill, jnp.zeros_like(graph.log_odds))
 
 
 def no_product_messages(graph: FactorGraph) -> Messages:
-  r"""Factors of y_i y_j silent: where PGMax, and the published code, starts.
+  """The messages of silent factors of y_i y_j: where PGMax starts.
 
   .. math:: -w (y_i - y_j)^2 = 2 w y_i y_j - w y_i - w y_j
 
-  A factor that is the product alone says w more than the `pair_messages` of the
-  square do, and nothing where these are -w.
+  The published code starts there too. A factor that is the product alone says w
+  more than the `pair_messages` of the square do, and nothing where these are
+  -w.
 
   Args:
     graph: from `label_proportions`, 'pairwise' as the published law is.
@@ -155,7 +164,7 @@ def propagate(
   anneal: int = 0,
   messages: Messages | None = None,
 ) -> Beliefs:
-  r"""Belief propagation on binary labels, in log-odds.
+  r"""The beliefs about binary labels by belief propagation, in log-odds.
 
   To a factor goes the sum of all that an instance hears but from this factor;
   back comes `pair_messages` of a pair, and of a bag
@@ -325,7 +334,7 @@ def _scaled(graph: FactorGraph, strength: Array) -> FactorGraph:
 
 
 def heard(graph: FactorGraph, messages: Messages) -> Array:
-  """What each instance knows but from its bag, [shards, N]."""
+  """What each instance hears from all but its bag, [shards, N]."""
   # Row by row: XLA's reduction over a dimension in the middle is slow on CPU.
   total = graph.log_odds
   for slot in range(messages.pair_in.shape[1]):

@@ -1,4 +1,26 @@
-"""Arrays in, batches out. The only room of jnl that imports TFDS and Grain."""
+"""Arrays in, batches out. The only room of jnl that imports TFDS and Grain.
+
+Data sets
+  load             by name: digits, files of a folder, or TFDS
+  load_text        the same of texts
+  digits           scans that are part of scikit-learn
+  from_arrays      arrays of one's own
+  encode_text      texts as ids; `tokenize`, `token_ids`, `ngram_ids`
+  prepare          a set of TFDS, of files that were downloaded
+  published_order  the examples as their authors numbered them
+  Dataset          what is loaded; `Examples` are a part of it; `take` some
+Wrong labels
+  noisy            the noise of a run, by name; `NOISES`, `check_noise`
+  save_noisy       to files; `Noisy` is what there is to save
+  human_labels     those that people gave: CIFAR-10N, CIFAR-100N
+Batches
+  augment          augmentation, on the device
+  epoch_order      the order of an epoch; `stream_order` of a stream
+  index_order      the order of the file
+  take_batch       a batch along an order
+  PerRun           an array that differs from run to run
+  check_arrays     whether arrays can be trained on; `check_labels`
+"""
 
 from jnl.data import augment
 from jnl.data._batches import (
@@ -49,7 +71,12 @@ __all__ = [
   'published_order',
   'save_noisy',
   'stream_order',
+  'take',
   'take_batch',
   'token_ids',
   'tokenize',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

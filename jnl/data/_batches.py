@@ -82,6 +82,11 @@ def stream_order(
 def index_order(n: int, shards: int, batch_size: int) -> np.ndarray:
   """The index order within each shard, padded so that batches cover all n.
 
+  Args:
+    n: examples.
+    shards: in how many they are cut, a divisor of the batch size.
+    batch_size: of all shards together.
+
   Returns:
     [shards, m'] int32 with m' a multiple of batch_size / shards.
   """
@@ -352,6 +357,16 @@ def check_labels(
 
   Labels are integers in [0, num_classes), or soft ones [n, ..., c]: floats that
   are not negative and sum to one, within 1e-3 or what their dtype resolves.
+
+  Args:
+    labels: [n, ...] int, or [n, ..., c] soft.
+    num_classes: c; None leaves the upper end open.
+    argument: what the error calls them.
+    rows: [n] bool, which of them have to be right; None for all.
+
+  Raises:
+    TypeError: if they are neither integers nor soft.
+    ValueError: if one is out of range.
   """
   if len(labels.shape) > 1 and jnp.issubdtype(labels.dtype, jnp.floating):
     _check_soft(labels, argument, rows)

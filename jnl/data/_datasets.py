@@ -227,7 +227,15 @@ def from_arrays(
 
 
 def take(examples: Examples, rows: np.ndarray) -> Examples:
-  """Some rows of a part, in that order."""
+  """Some of the examples, in the order of their rows.
+
+  Args:
+    examples: n of them.
+    rows: [m] int in [0, n), or [n] bool.
+
+  Returns:
+    The examples of these rows.
+  """
   return Examples(*(values[rows] for values in examples))
 
 

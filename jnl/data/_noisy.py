@@ -104,7 +104,15 @@ def noisy(
 
 
 def check_noise(name: str, data_dir: str | pathlib.Path | None = None) -> None:
-  """Raises ValueError unless `noisy` can draw, or find, noise of that name."""
+  """Raises unless `noisy` can draw, or find, noise of that name.
+
+  Args:
+    name: as for `noisy`.
+    data_dir: where the labels that people gave lie, if they are asked for.
+
+  Raises:
+    ValueError: for an unknown name, or without the folder that it needs.
+  """
   check_name('noise', name, NOISES)
   check(
     name not in HUMAN or data_dir,
@@ -116,6 +124,10 @@ def save_noisy(folder: str | pathlib.Path, draws: Sequence[Noisy]) -> None:
   """Writes the labels of each run as `draw_RUN.npz`, for `noisy(file=)`.
 
   Those that were themselves read from a file are not written again.
+
+  Args:
+    folder: where; it is made if there is none.
+    draws: one for each run, in order.
   """
   for run, one in enumerate(draws):
     if one.about:

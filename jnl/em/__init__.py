@@ -5,6 +5,34 @@ ones differ in the log weights e_k = log P(evidence | y = k) [..., c] alone. The
 E-step is `posterior`, softmax(log p + e); `log_likelihood` is log sum_k p_k
 exp(e_k), whose gradient by the logits is the posterior less p.
 
+Evidence, posterior and likelihood
+  posterior                 of the true label, given any evidence
+  log_likelihood            of any evidence
+  noisy_evidence            e of a noisy label
+  noisy_posterior           given a noisy label
+  noisy_log_likelihood      of a noisy label
+  candidate_posterior       given a set of candidates
+  candidate_log_likelihood  of a set of candidates
+  mixed_evidence            e of a batch of all kinds
+  mixed_posterior           given such a batch
+  mixed_log_likelihood      of such a batch
+A transition matrix that is learned
+  noise_logits              its logits, from a free matrix
+  row_transition            P(noisy | clean), rows on the simplex
+  column_transition         columns on the simplex
+Steps of imprecise label learning, as losses
+  noisy_loss                noisy labels
+  partial_loss              candidate sets
+  semi_loss                 missing labels
+  mixed_loss                labels of every kind
+Their terms
+  posterior_cross_entropy   to a posterior, under the same evidence (M-step)
+  consistency               of one view to the prediction on another
+  class_balance             of the mean prediction to uniform classes
+  mean_prediction           over all examples of all devices
+  align                     predictions over their running mean
+  keep_top                  the k largest probabilities alone
+
 Evidence that is impossible (as an empty set, or a label that no class can turn
 into) has the log-likelihood -inf with gradient 0, and leaves the prediction as
 it is. So does, inside jit, a label out of range; its likelihood is NaN.
@@ -62,3 +90,7 @@ __all__ = [
   'row_transition',
   'semi_loss',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import losses
@@ -40,16 +41,16 @@ from jnl.inputs import check_range
 
 
 def noisy_loss(
-  logits_w: Array,
-  logits_s: Array,
-  labels: Array,
+  logits_w: ArrayLike,
+  logits_s: ArrayLike,
+  labels: ArrayLike,
   weights: Array,
-  noise_weights: Array,
+  noise_weights: ArrayLike,
   *,
   scale: Scalar = 1.0,
   entropy_weight: Scalar = 0.1,
 ) -> tuple[Array, Metrics]:
-  r"""The step for noisy labels.
+  r"""The loss of the step for noisy labels, and its parts.
 
   .. math::
     L = -\log \frac{(p U)_y}{\sum_j (p U)_j}
@@ -99,14 +100,14 @@ def noisy_loss(
 
 
 def partial_loss(
-  logits: Array,
-  candidates: Array,
+  logits: ArrayLike,
+  candidates: ArrayLike,
   weights: Array,
   *,
   entropy_weight: Scalar = 0.1,
   offset: Scalar = 0.0,
 ) -> tuple[Array, Metrics]:
-  r"""The step for candidate sets.
+  r"""The loss of the step for candidate sets, and its parts.
 
   .. math::
     L = -\sum_{k \notin S} \log(1 - p_k + \epsilon)
@@ -154,10 +155,10 @@ def partial_loss(
 
 
 def semi_loss(
-  logits_w: Array,
-  logits_s: Array,
-  labels: Array,
-  labeled: Array,
+  logits_w: ArrayLike,
+  logits_s: ArrayLike,
+  labels: ArrayLike,
+  labeled: ArrayLike,
   weights: Array,
   p_hat: Array,
   *,
@@ -165,7 +166,7 @@ def semi_loss(
   top: int = 3,
   entropy_weight: Scalar = 0.1,
 ) -> tuple[Array, tuple[Array, Metrics]]:
-  r"""The step for labels that are missing.
+  r"""The loss of the step for missing labels, and its parts.
 
   .. math::
     L = \operatorname{mean}_{\text{labeled}} [-\log p_y]
@@ -221,12 +222,12 @@ def semi_loss(
 
 
 def mixed_loss(
-  logits_w: Array,
-  logits_s: Array,
-  candidates: Array,
-  noisy: Array,
+  logits_w: ArrayLike,
+  logits_s: ArrayLike,
+  candidates: ArrayLike,
+  noisy: ArrayLike,
   weights: Array,
-  noise_weights: Array,
+  noise_weights: ArrayLike,
   p_hat: Array,
   *,
   scale: Scalar = 1.0,
@@ -235,7 +236,7 @@ def mixed_loss(
   offset: Scalar = 0.0,
   posterior_offset: Scalar = 0.0,
 ) -> tuple[Array, tuple[Array, Metrics]]:
-  r"""The step for a mixture of noisy, partial, precise and missing labels.
+  r"""The loss of the step for labels of every kind, and its parts.
 
   .. math::
     L = \operatorname{mean}_{\text{labeled}} \Big[

@@ -2,6 +2,7 @@
 
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import logspace
 from jnl.base import LOG_ZERO, Array, check, is_concrete
@@ -26,12 +27,14 @@ def weigh(logits: Array, evidence: Array) -> tuple[Array, Array, Array]:
   return (logits - shift) + jnp.where(possible, evidence, 0), shift, feasible
 
 
-def stopped_probs(logits: Array) -> Array:
+def stopped_probs(logits: ArrayLike) -> Array:
   """softmax, at least float32, without gradient."""
   return lax.stop_gradient(logspace.probs(read_logits(logits)))
 
 
-def read_evidence(logits: Array, evidence: Array) -> tuple[Array, Array]:
+def read_evidence(
+  logits: ArrayLike, evidence: ArrayLike
+) -> tuple[Array, Array]:
   """Checks logits and evidence [..., c]; both in at least float32."""
   logits = read_logits(logits, masked=True)
   evidence = jnp.asarray(evidence)
@@ -39,7 +42,7 @@ def read_evidence(logits: Array, evidence: Array) -> tuple[Array, Array]:
   return logits, evidence.astype(logits.dtype)
 
 
-def check_like(name: str, array: Array, logits: Array) -> None:
+def check_like(name: str, array: ArrayLike, logits: Array) -> None:
   """Floating-point, and of the shape of the logits."""
   array = jnp.asarray(array)
   check(
@@ -53,7 +56,7 @@ def check_like(name: str, array: Array, logits: Array) -> None:
   )
 
 
-def read_square(name: str, matrix: Array) -> Array:
+def read_square(name: str, matrix: ArrayLike) -> Array:
   """A square matrix in at least float32."""
   matrix = jnp.asarray(matrix)
   check(
@@ -69,9 +72,9 @@ def read_square(name: str, matrix: Array) -> Array:
 
 
 def log_transition(
-  transition: Array, *, columns: bool = False
+  transition: ArrayLike, *, columns: bool = False
 ) -> tuple[Array, Array]:
-  """T by the law of `read_transition`, without what rounding made negative.
+  """T by the law of `read_transition`, without negatives from rounding.
 
   Returns:
     T and its logarithm, `LOG_ZERO` for log 0.
@@ -82,7 +85,7 @@ def log_transition(
 
 
 def read_sets(
-  candidates: Array, noisy: Array, classes: int
+  candidates: ArrayLike, noisy: ArrayLike, classes: int
 ) -> tuple[Array, Array]:
   """Candidates [..., c] and noisy [...], both bool."""
   noisy = jnp.asarray(noisy)

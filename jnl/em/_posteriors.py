@@ -2,6 +2,7 @@
 
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import logspace, losses
@@ -17,8 +18,8 @@ from jnl.inputs import read_labels, read_logits
 from jnl.logspace import safe_log
 
 
-def noisy_evidence(labels: Array, transition: Array) -> Array:
-  r"""What a noisy label says: :math:`e_k = \log T_{k y}`.
+def noisy_evidence(labels: ArrayLike, transition: ArrayLike) -> Array:
+  r"""The evidence of a noisy label: :math:`e_k = \log T_{k y}`.
 
   Args:
     labels: y, [...] int.
@@ -40,8 +41,10 @@ def noisy_evidence(labels: Array, transition: Array) -> Array:
   return _columns(log_t, *read_labels(labels, log_t.shape[0]))
 
 
-def mixed_evidence(candidates: Array, noisy: Array, transition: Array) -> Array:
-  r"""What sets say, each either true or read through the transition.
+def mixed_evidence(
+  candidates: ArrayLike, noisy: ArrayLike, transition: ArrayLike
+) -> Array:
+  r"""The evidence of sets, each either true or read through the transition.
 
   .. math:: e_k = \sum_{j \in S} \log T_{kj} \text{ if noisy, else }
     \log 1[k \in S]
@@ -76,8 +79,8 @@ def mixed_evidence(candidates: Array, noisy: Array, transition: Array) -> Array:
   return jnp.where(noisy[..., None], through, exact)
 
 
-def posterior(logits: Array, evidence: Array) -> Array:
-  r"""The E-step: :math:`q_k = p_k e^{e_k} / \sum_j p_j e^{e_j}`.
+def posterior(logits: ArrayLike, evidence: ArrayLike) -> Array:
+  r"""The posterior of the labels (E-step): :math:`q_k \propto p_k e^{e_k}`.
 
   Args:
     logits: [..., c].
@@ -100,8 +103,8 @@ def posterior(logits: Array, evidence: Array) -> Array:
   return logspace.probs(weighed)
 
 
-def log_likelihood(logits: Array, evidence: Array) -> Array:
-  r"""The likelihood of evidence: :math:`\log \sum_k p_k e^{e_k}`.
+def log_likelihood(logits: ArrayLike, evidence: ArrayLike) -> Array:
+  r"""The log-likelihood of evidence: :math:`\log \sum_k p_k e^{e_k}`.
 
   Args:
     logits: [..., c].
@@ -124,10 +127,13 @@ def log_likelihood(logits: Array, evidence: Array) -> Array:
   return _log_ratio(logits, evidence, jnp.zeros_like(evidence))
 
 
-def noisy_posterior(logits: Array, labels: Array, transition: Array) -> Array:
-  r"""Who is behind a noisy label: :math:`q_k \propto p_k T_{k y}`.
+def noisy_posterior(
+  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
+) -> Array:
+  """The posterior of the true label given a noisy one: :math:`p_k T_{k y}`.
 
-  The identity gives the label, a matrix of equal rows the prediction.
+  Up to its sum. The identity gives the label, a matrix of equal rows the
+  prediction.
 
   Args:
     logits: [..., c].
@@ -149,9 +155,9 @@ def noisy_posterior(logits: Array, labels: Array, transition: Array) -> Array:
 
 
 def noisy_log_likelihood(
-  logits: Array, labels: Array, transition: Array
+  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
 ) -> Array:
-  r"""How probable the noisy label is: the published form, normalized.
+  r"""The log-likelihood of a noisy label, normalized over all of them.
 
   .. math:: \log \frac{(p T)_y}{\sum_j (p T)_j}
 
@@ -185,10 +191,11 @@ def noisy_log_likelihood(
   return jnp.where(valid, value, jnp.nan)
 
 
-def candidate_posterior(logits: Array, candidates: Array) -> Array:
-  r"""Which candidate it is: :math:`q_k \propto p_k 1[k \in S]`.
+def candidate_posterior(logits: ArrayLike, candidates: ArrayLike) -> Array:
+  r"""The posterior of the true label given a set: :math:`p_k 1[k \in S]`.
 
-  A single candidate is a precise label, all classes are no label.
+  Up to its sum. A single candidate is a precise label, all classes are no
+  label.
 
   Args:
     logits: [..., c].
@@ -211,8 +218,10 @@ def candidate_posterior(logits: Array, candidates: Array) -> Array:
   return jnp.where(some, q, stopped_probs(logits))
 
 
-def candidate_log_likelihood(logits: Array, candidates: Array) -> Array:
-  r"""How probable a set is: :math:`\log \sum_{k \in S} p_k`, less `losses.cc`.
+def candidate_log_likelihood(logits: ArrayLike, candidates: ArrayLike) -> Array:
+  r"""The log-likelihood of candidates: :math:`\log \sum_{k \in S} p_k`.
+
+  The negative of `losses.cc`.
 
   Args:
     logits: [..., c].
@@ -235,9 +244,12 @@ def candidate_log_likelihood(logits: Array, candidates: Array) -> Array:
 
 
 def mixed_posterior(
-  logits: Array, candidates: Array, noisy: Array, transition: Array
+  logits: ArrayLike,
+  candidates: ArrayLike,
+  noisy: ArrayLike,
+  transition: ArrayLike,
 ) -> Array:
-  """The E-step of a batch in which each row has its own kind of label.
+  """The posteriors of a batch in which each row has its own kind of label.
 
   Args:
     logits: [..., c].
@@ -262,9 +274,12 @@ def mixed_posterior(
 
 
 def mixed_log_likelihood(
-  logits: Array, candidates: Array, noisy: Array, transition: Array
+  logits: ArrayLike,
+  candidates: ArrayLike,
+  noisy: ArrayLike,
+  transition: ArrayLike,
 ) -> Array:
-  """The likelihood of a batch in which each row has its own kind of label.
+  """The log-likelihoods of a batch whose rows have labels of several kinds.
 
   Args:
     logits: [..., c].
@@ -308,7 +323,7 @@ def _columns(log_t: Array, labels: Array, valid: Array) -> Array:
 
 
 def _check_rows(
-  logits: Array, transition: Array, name: str, rows: Array
+  logits: ArrayLike, transition: ArrayLike, name: str, rows: ArrayLike
 ) -> None:
   """Whether arrays belong together, before evidence is made of them."""
   shape, found = np.shape(logits), np.shape(rows)

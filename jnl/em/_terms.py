@@ -3,6 +3,7 @@
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import logspace
 from jnl.base import Array, Scalar, check, global_mean, is_concrete
@@ -11,9 +12,9 @@ from jnl.inputs import check_range, read_logits
 
 
 def posterior_cross_entropy(
-  logits: Array, posterior: Array, evidence: Array | None = None
+  logits: ArrayLike, posterior: ArrayLike, evidence: ArrayLike | None = None
 ) -> Array:
-  r"""The M-step of the noisy configuration.
+  r"""Cross-entropy to a posterior under the same evidence, the M-step.
 
   .. math:: -\sum_k q_k \log \mathrm{softmax}(z + e)_k
 
@@ -50,7 +51,7 @@ def posterior_cross_entropy(
   return -jnp.sum(lax.stop_gradient(posterior) * log_p, axis=-1)
 
 
-def consistency(logits: Array, target_logits: Array) -> Array:
+def consistency(logits: ArrayLike, target_logits: ArrayLike) -> Array:
   r"""Cross-entropy of one view against the prediction on another.
 
   .. math:: -\sum_k \mathrm{softmax}(z')_k \log \mathrm{softmax}(z)_k
@@ -74,16 +75,16 @@ def consistency(logits: Array, target_logits: Array) -> Array:
 
 
 def class_balance(
-  logits: Array, weights: Array, *, clip: Scalar = 1e-6
+  logits: ArrayLike, weights: ArrayLike, *, clip: Scalar = 1e-6
 ) -> Array:
-  r"""No class may die out: cross-entropy of the mean prediction.
+  r"""Cross-entropy of the mean prediction against uniform classes.
 
   .. math:: -\frac1c \sum_k \log \max(m_k, \epsilon),\qquad
     m = \sum_i w_i p_i \Big/ \sum_i w_i
 
-  Batch-coupled: one value for the batch, over all devices, as a mean has no
-  value for each example. `losses.prior_mean_kl` is the same less log c, with a
-  clip at the smallest float.
+  So that no class dies out. Batch-coupled: one value for the batch, over all
+  devices, as a mean has no value for each example. `losses.prior_mean_kl` is
+  the same less log c, with a clip at the smallest float.
 
   Args:
     logits: [..., c].
@@ -107,7 +108,9 @@ def class_balance(
   return jnp.where(some, -jnp.mean(jnp.log(kept)), 0)
 
 
-def mean_prediction(logits: Array, weights: Array) -> tuple[Array, Array]:
+def mean_prediction(
+  logits: ArrayLike, weights: ArrayLike
+) -> tuple[Array, Array]:
   """The mean of softmax over all examples of all devices.
 
   Args:
@@ -119,6 +122,10 @@ def mean_prediction(logits: Array, weights: Array) -> tuple[Array, Array]:
 
   Raises:
     TypeError, ValueError: if an array is malformed.
+
+  >>> mean, some = mean_prediction(jnp.array([[0., 0.], [9., 9.]]), jnp.ones(2))
+  >>> mean.tolist(), bool(some)
+  ([0.5, 0.5], True)
   """
   logits, weights = read_logits(logits), jnp.asarray(weights)
   check(
@@ -130,8 +137,8 @@ def mean_prediction(logits: Array, weights: Array) -> tuple[Array, Array]:
   return mean, lax.stop_gradient(jnp.sum(mean)) != 0  # a NaN is some
 
 
-def align(logits: Array, prior: Array) -> Array:
-  r"""Distribution alignment: predictions, less what is predicted anyway.
+def align(logits: ArrayLike, prior: ArrayLike) -> Array:
+  r"""Distribution alignment: predictions over their running mean, normalized.
 
   .. math:: r_k = \frac{p_k / \hat p_k}{\sum_j p_j / \hat p_j}
 
@@ -164,8 +171,8 @@ def align(logits: Array, prior: Array) -> Array:
   return logspace.probs((logits - shift) - jnp.log(jnp.maximum(prior, least)))
 
 
-def keep_top(probs: Array, *, k: int = 3) -> Array:
-  """The k largest probabilities, normalized; the others become 0.
+def keep_top(probs: ArrayLike, *, k: int = 3) -> Array:
+  """The k largest probabilities, normalized; 0 for the others.
 
   Args:
     probs: [..., c], >= 0.

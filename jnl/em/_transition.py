@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.base import Array, Scalar
 from jnl.em._inputs import read_square
@@ -11,8 +12,8 @@ SMALLEST_NORM = 1e-12
 """What vectors are divided by at least when they are normalized."""
 
 
-def noise_logits(weights: Array, *, scale: Scalar = 1.0) -> Array:
-  r"""A learned matrix, normalized twice: the logits of a transition.
+def noise_logits(weights: ArrayLike, *, scale: Scalar = 1.0) -> Array:
+  r"""The logits of a transition from a learned matrix, normalized twice.
 
   .. math:: M = s \cdot \mathrm{rows}(\mathrm{columns}(W^\top))
 
@@ -46,7 +47,7 @@ def noise_logits(weights: Array, *, scale: Scalar = 1.0) -> Array:
   return scale * _unit(_unit(weights.T, axis=0), axis=1)
 
 
-def row_transition(weights: Array, *, scale: Scalar = 1.0) -> Array:
+def row_transition(weights: ArrayLike, *, scale: Scalar = 1.0) -> Array:
   """P(noisy = j | clean = k) [k, j]: softmax of `noise_logits` over j.
 
   Args:
@@ -65,8 +66,8 @@ def row_transition(weights: Array, *, scale: Scalar = 1.0) -> Array:
   return jax.nn.softmax(noise_logits(weights, scale=scale), axis=1)
 
 
-def column_transition(weights: Array, *, scale: Scalar = 1.0) -> Array:
-  """Softmax of `noise_logits` over k: columns on the simplex, rows not.
+def column_transition(weights: ArrayLike, *, scale: Scalar = 1.0) -> Array:
+  """The transition by columns [k, j]: softmax of `noise_logits` over k.
 
   The paper's code reads predictions through this matrix where it compares them
   with the labels, and through `row_transition` in the E-step. It weighs how

@@ -1,10 +1,117 @@
-"""Losses for labels that may be wrong: one value per example.
+"""Losses for labels that may be wrong, partial or counts, by family.
 
-`f(logits, labels, *, hyperparameters)` with logits [..., c] and labels either
-[...] integers or [..., c] floats, told apart by shape. Soft labels mean the
-expected loss sum_k t_k loss(z, k); for `js`, `gjs`, `anorm`, `bi_tempered` and
-`sop`, which compare distributions, the definition on distributions. Only `dmi`,
-`mean_entropy_gap` and `prior_mean_kl`, which are defined on a batch, reduce it.
+`f(logits, labels, *, hyperparameters)` is one value per example (of bags, per
+bag), for `jnl.base.global_mean`.
+
+Cross-entropy, and what is mixed into its label
+  ce                         cross-entropy
+  label_smoothing            to a label mixed with the uniform one
+  gls                        generalized label smoothing: also a negative rate
+  bootstrap_soft             to a label mixed with the prediction
+  bootstrap_hard             to a label mixed with the most probable class
+  dynamic_bootstrap          mixed by the chance that the label is wrong (M-DYR)
+  mixup                      of mixed inputs, against two labels
+  negative_learning          -log(1 - p_y): the example is not of this class
+  focal                      weighted down where the example is easy
+  clip_logits                LogitClip: logits of bounded norm, for any loss
+Robust, of the probability of the label
+  mae                        mean absolute error, 1 - p_y
+  rce                        reverse cross-entropy
+  sce                        symmetric cross-entropy: forward and reverse
+  gce                        generalized cross-entropy, (1 - p_y^q) / q
+  truncated_gce              the same of the examples that are kept
+  truncated_gce_weights      the examples that it keeps
+  taylor_ce                  first terms of the Taylor series of cross-entropy
+  agce                       asymmetric generalized cross-entropy
+  aul                        asymmetric unhinged loss
+  ael                        asymmetric exponential loss
+Robust, of whole predictions
+  js                         Jensen-Shannon divergence of label and prediction
+  gjs                        the same of the label and several views
+  gjs_of_mean                the same of the label and the mean of the views
+  anorm                      asymmetric p-norm of the difference
+  bi_tempered                bounded logistic loss of a heavy-tailed softmax
+  tempered_log_softmax       that softmax
+Normalized: over the sum of the loss at all labels
+  nce                        normalized cross-entropy
+  nmae                       normalized mean absolute error
+  nrce                       normalized reverse cross-entropy
+  ngce                       normalized generalized cross-entropy
+  nfl                        normalized focal loss
+  nnce                       normalized negative cross-entropy
+  nnfl                       normalized negative focal loss
+Active and passive, active and negative: weighted sums
+  nce_rce                    NCE + RCE
+  nce_mae                    NCE + MAE
+  nfl_rce                    NFL + RCE
+  nfl_mae                    NFL + MAE
+  ngce_rce                   NGCE + RCE
+  ngce_mae                   NGCE + MAE
+  nce_agce                   NCE + AGCE
+  nce_aul                    NCE + AUL
+  nce_ael                    NCE + AEL
+  anl_ce                     NCE + NNCE
+  anl_fl                     NFL + NNFL
+With a transition matrix
+  forward                    loss correction: cross-entropy of p T
+  backward                   loss correction: cross-entropy through T^-1
+  importance_reweight        cross-entropy, weighted by p_y / (p T)_y
+  t_revision                 the same, T revised while learning
+With a memory of each example
+  elr_targets                ELR: the running average of its predictions
+  elr_penalty                ELR: the penalty for leaving that average
+  elr_plus_labels            ELR+: labels weighted by that average
+  sop                        SOP: the noise of its label is learned
+  sop_probs                  SOP: the probabilities under that noise
+Compared with other examples, or with another view
+  peer                       cross-entropy less that of an unrelated pair
+  cores2                     CORES: cross-entropy less the mean peer term
+  cores2_sieve               CORES: the examples that it keeps
+  f_divergence               that of paired from unpaired inputs and labels
+  kl_consistency             divergence of one view from another
+  vat                        divergence under the worst small change of x
+Divergences for `f_divergence`
+  Divergence                 the two functions that make one
+  TOTAL_VARIATION            total variation, the most robust
+  JENSEN_SHANNON             Jensen-Shannon
+  KULLBACK_LEIBLER           Kullback-Leibler
+  REVERSE_KL                 reverse Kullback-Leibler
+  PEARSON                    Pearson chi-squared
+  NEYMAN                     Neyman chi-squared
+  SQUARED_HELLINGER          squared Hellinger
+Of the whole batch, one number
+  dmi                        determinant-based mutual information
+  mean_entropy_gap           what the mean prediction lacks to be uniform
+  prior_mean_kl              divergence of the mean prediction from a prior
+Partial labels: candidates [..., c] bool
+  cc                         classifier-consistent: -log of their probability
+  uniform_candidates         cross-entropy to all of them alike
+  proden                     PRODEN, RC, R-CR: cross-entropy to confidences
+  proden_confidence          PRODEN, RC: p within the set
+  rcr_confidence             R-CR: the geometric mean of views within the set
+  rule_out                   -log(1 - p) of every class outside the set
+  lws                        leveraged weighted loss of inside and outside
+  lws_confidence             its weights
+Label proportions: bags of logits [..., m, c] and counts
+  count_nll                  -log of the probability of the number of positives
+  count_nll_one_versus_rest  the same of each class, added up
+  count_nll_joint            -log of the probability of all counts at once
+  dllp                       cross-entropy of the mean prediction
+  dllp_l1                    absolute error of the mean prediction
+  dllp_squared               squared error of the mean prediction
+  easy_llp                   any loss of instances, estimated without bias
+  easy_llp_sampled           the same from one instance of each bag
+  dsq                        the squared loss of instances, without bias
+  gen_bags                   squared error of random combinations of bags
+  transport_labels           labels that hold the counts, by optimal transport
+  transport                  cross-entropy to those
+  similarity_smoothness      squared differences of scores that are alike
+
+Logits are [..., c], labels [...] integers or [..., c] floats, told apart by
+shape; lists and numpy arrays are welcome. Soft labels mean the expected loss
+sum_k t_k loss(z, k); for `js`, `gjs`, `anorm`, `bi_tempered` and `sop`, which
+compare distributions, the definition on distributions. Only what is of the
+whole batch reduces it.
 
 Inputs below float32 are raised to it and the loss is float32; float64 stays.
 A label out of range, or a soft one off the simplex, raises ValueError; where it
@@ -228,3 +335,7 @@ __all__ = [
   'uniform_candidates',
   'vat',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -9,6 +9,7 @@ import math
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.base import Array, check, is_concrete
 from jnl.inputs import as_array, read_transition
@@ -21,12 +22,15 @@ LARGEST = 60
 """Exponents stop here: e^60 times a loss still fits float32."""
 
 
-def forward(logits: Array, labels: Array, transition: Array) -> Array:
-  r"""Forward correction: cross-entropy of the noisy labels' probability.
+def forward(
+  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
+) -> Array:
+  r"""Forward loss correction: the cross-entropy of p T, no forward pass.
 
   .. math:: \ell(z, y) = -\log (p T)_y
 
-  The identity matrix gives cross-entropy. Differentiable in the matrix too.
+  The prediction is read through the matrix before it meets the noisy label. The
+  identity matrix gives cross-entropy. Differentiable in the matrix too.
 
   Args:
     logits: [..., c].
@@ -55,13 +59,16 @@ def forward(logits: Array, labels: Array, transition: Array) -> Array:
   return expect(-_log_noisy_prob(logits, label, transition), label)
 
 
-def backward(logits: Array, labels: Array, transition: Array) -> Array:
-  r"""Backward correction: an unbiased estimate of the clean cross-entropy.
+def backward(
+  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
+) -> Array:
+  r"""Backward loss correction: cross-entropy through the inverse of T, no pass.
 
   .. math:: \ell(z, y) = -\sum_k (T^{-1})_{yk} \log p_k
 
-  Its mean over the noisy label of class i is the cross-entropy at i. It can be
-  negative, and is unbounded below.
+  An unbiased estimate of the clean cross-entropy: its mean over the noisy label
+  of class i is the cross-entropy at i. It can be negative, and is unbounded
+  below.
 
   Args:
     logits: [..., c].
@@ -96,9 +103,9 @@ def backward(logits: Array, labels: Array, transition: Array) -> Array:
 
 
 def importance_reweight(
-  logits: Array, labels: Array, transition: Array
+  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
 ) -> Array:
-  r"""Importance reweighting: how much more likely is the label when clean?
+  r"""Cross-entropy weighted by how much likelier the label is when clean.
 
   .. math:: \ell(z, y) = -\beta \log p_y,\qquad \beta = p_y / (p T)_y
 
@@ -134,9 +141,12 @@ def importance_reweight(
 
 
 def t_revision(
-  logits: Array, labels: Array, transition: Array, revision: Array
+  logits: ArrayLike,
+  labels: ArrayLike,
+  transition: ArrayLike,
+  revision: ArrayLike,
 ) -> Array:
-  r"""Importance reweighting by a matrix that is learned further.
+  r"""`importance_reweight` by a transition matrix and a learned revision of it.
 
   .. math:: \ell(z, y) = -\beta \log p_y,\qquad
     \beta = p_y / (p (T + \Delta))_y
@@ -181,7 +191,7 @@ def t_revision(
   return expect(-_weight(log_p, log_noisy) * log_p, label)
 
 
-def _read_transition(transition: Array, logits: Array) -> Array:
+def _read_transition(transition: ArrayLike, logits: Array) -> Array:
   return read_transition(transition, logits.shape[-1]).astype(logits.dtype)
 
 

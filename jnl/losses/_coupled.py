@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import inputs, logspace
@@ -24,10 +25,10 @@ from jnl.losses._labels import expect, log_prob, read
 
 
 def peer(
-  logits: Array,
-  labels: Array,
-  peer_logits: Array,
-  peer_labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  peer_logits: ArrayLike,
+  peer_labels: ArrayLike,
   *,
   alpha: Scalar = 1.0,
   offset: Scalar = 0.0,
@@ -75,14 +76,14 @@ def peer(
 
 
 def cores2(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   beta: Scalar = 2.0,
-  prior: Array | None = None,
+  prior: ArrayLike | None = None,
   offset: Scalar = 0.0,
 ) -> Array:
-  r"""Confidence-regularized cross-entropy: the peer term in its mean.
+  r"""Confidence-regularized cross-entropy (CORES): less the mean peer term.
 
   .. math:: \ell(z, y) = -\log p_y + \beta \sum_k \pi_k \log(p_k + \epsilon)
 
@@ -120,13 +121,13 @@ def cores2(
 
 
 def cores2_sieve(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  prior: Array | None = None,
+  prior: ArrayLike | None = None,
   offset: Scalar = 0.0,
 ) -> Array:
-  r"""The examples that CORES keeps: those that `cores2` with beta 1 finds <= 0.
+  r"""The examples that CORES keeps: where `cores2` with beta 1 is <= 0.
 
   .. math:: -\log p_y \le -\sum_k \pi_k \log(p_k + \epsilon)
 
@@ -154,7 +155,7 @@ def cores2_sieve(
 
 
 class Divergence(NamedTuple):
-  """The variational form of an f-divergence.
+  """The variational form of an f-divergence, for `f_divergence`.
 
   Attributes:
     activation: g, increasing, from a real v to the domain of f*.
@@ -180,18 +181,19 @@ SQUARED_HELLINGER = Divergence(lambda v: -jnp.expm1(-v), jnp.expm1)
 
 
 def f_divergence(
-  logits: Array,
-  labels: Array,
-  peer_logits: Array,
-  peer_labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  peer_logits: ArrayLike,
+  peer_labels: ArrayLike,
   *,
   divergence: Divergence = TOTAL_VARIATION,
 ) -> Array:
-  r"""Maximizes the f-divergence between paired and unpaired inputs and labels.
+  r"""The negative f-divergence of paired against unpaired inputs and labels.
 
   .. math:: \ell_i = -g(p_{i, y_i}) + f^*(g(p_{n, y_m}))
 
-  Batch-coupled through the caller, like `peer`. Robust without knowing the
+  Its minimum has the largest divergence. Batch-coupled through the caller, like
+  `peer`. Robust without knowing the
   noise rates for some divergences, total variation above all.
 
   `TOTAL_VARIATION`, `JENSEN_SHANNON`, `KULLBACK_LEIBLER`, `REVERSE_KL`,
@@ -231,14 +233,14 @@ def f_divergence(
 
 
 def dmi(
-  logits: Array,
-  labels: Array,
-  weights: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  weights: ArrayLike,
   *,
   offset: Scalar = 1e-3,
   mean: bool = False,
 ) -> Array:
-  r"""Determinant-based mutual information of predictions and labels.
+  r"""Negative determinant-based mutual information of predictions and labels.
 
   .. math:: -\log(|\det U| + \epsilon),\qquad
     U_{jk} = \sum_i w_i\, 1[y_i = j]\, p_{ik}
@@ -284,9 +286,9 @@ def dmi(
 
 
 def mean_entropy_gap(
-  logits: Array, weights: Array, *, clip: Scalar = 0.0
+  logits: ArrayLike, weights: ArrayLike, *, clip: Scalar = 0.0
 ) -> Array:
-  r"""How far the mean prediction is from uniform, by its entropy.
+  r"""The entropy by which the mean prediction falls short of the uniform one.
 
   .. math:: \log c + \sum_k m_k \log m_k,\qquad
     m = \sum_i w_i p_i \Big/ \sum_i w_i
@@ -319,15 +321,16 @@ def mean_entropy_gap(
 
 
 def prior_mean_kl(
-  logits: Array, weights: Array, *, prior: Array | None = None
+  logits: ArrayLike, weights: ArrayLike, *, prior: ArrayLike | None = None
 ) -> Array:
-  r"""Divergence of the mean prediction from a prior: no class may die out.
+  r"""Kullback-Leibler divergence of the mean prediction from a class prior.
 
   .. math:: \sum_k \pi_k \log(\pi_k / m_k),\qquad
     m = \sum_i w_i p_i \Big/ \sum_i w_i
 
-  Batch-coupled: one value for the batch. M-DYR, DivideMix and SOP+ add it with
-  a uniform prior (SOP+ as a cross-entropy, which is larger by log c).
+  Batch-coupled: one value for the batch. So that no class dies out, M-DYR,
+  DivideMix and SOP+ add it with a uniform prior (SOP+ as a cross-entropy, which
+  is larger by log c).
 
   Args:
     logits: [..., c]; log-probabilities are logits too.
@@ -356,7 +359,10 @@ def prior_mean_kl(
 
 
 def _read_peers(
-  logits: Array, labels: Array, peer_logits: Array, peer_labels: Array
+  logits: ArrayLike,
+  labels: ArrayLike,
+  peer_logits: ArrayLike,
+  peer_labels: ArrayLike,
 ) -> tuple[tuple[Array, _labels.Label], tuple[Array, _labels.Label]]:
   """Checks both pairs, which must not broadcast against each other."""
   own = read(logits, labels)
@@ -369,7 +375,7 @@ def _read_peers(
   return own, read(peer_logits, peer_labels, 'peer_labels')
 
 
-def _prior(prior: Array | None, logits: Array) -> Array:
+def _prior(prior: ArrayLike | None, logits: Array) -> Array:
   c = logits.shape[-1]
   if prior is None:
     return jnp.full([c], 1 / c, logits.dtype)
@@ -385,7 +391,9 @@ def _safe_log(x: Array) -> Array:
   return jnp.log(jnp.where(x > tiny, x, tiny))
 
 
-def _mean_prediction(logits: Array, weights: Array, clip: Scalar) -> Array:
+def _mean_prediction(
+  logits: ArrayLike, weights: ArrayLike, clip: Scalar
+) -> Array:
   """Mean of softmax over all examples of all devices, [c]; uniform if none."""
   logits, weights = inputs.read_logits(logits), jnp.asarray(weights)
   check(
@@ -403,7 +411,7 @@ def _mean_prediction(logits: Array, weights: Array, clip: Scalar) -> Array:
 
 
 def _read_batch(
-  logits: Array, labels: Array, weights: Array
+  logits: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> tuple[Array, _labels.Label, Array]:
   """Probabilities [b, c], labels and weights with masked rows neutral."""
   shape, weights = np.shape(logits), jnp.asarray(weights)

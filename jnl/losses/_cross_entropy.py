@@ -6,6 +6,7 @@ and get their robustness from the target (or, clipped logits, from the input).
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import inputs, logspace
 from jnl.base import Array, Scalar
@@ -13,8 +14,8 @@ from jnl.inputs import check_range, read_weight
 from jnl.losses._labels import expect, log_prob, read
 
 
-def ce(logits: Array, labels: Array) -> Array:
-  r"""Cross-entropy.
+def ce(logits: ArrayLike, labels: ArrayLike) -> Array:
+  r"""Cross-entropy of the prediction against the label.
 
   .. math:: \ell(z, y) = -\log p_y,\qquad p = \mathrm{softmax}(z)
 
@@ -36,14 +37,14 @@ def ce(logits: Array, labels: Array) -> Array:
 
 
 def gls(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   rate: Scalar = -0.6,
   wa: Scalar = 0.0,
   wb: Scalar = 1.0,
 ) -> Array:
-  r"""Generalized label smoothing: the smoothing rate may be negative.
+  r"""Generalized label smoothing: cross-entropy, with a rate below 0 too.
 
   .. math::
     \ell(z, y) = -(w_a + w_b (1 - r)) \log p_y
@@ -86,7 +87,7 @@ def gls(
 
 
 def label_smoothing(
-  logits: Array, labels: Array, *, smoothing: Scalar = 0.1
+  logits: ArrayLike, labels: ArrayLike, *, smoothing: Scalar = 0.1
 ) -> Array:
   r"""Cross-entropy against a smoothed target.
 
@@ -119,13 +120,13 @@ def label_smoothing(
 
 
 def bootstrap_soft(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   beta: Scalar = 0.95,
   clip: Scalar = 0.0,
 ) -> Array:
-  r"""Soft bootstrapping: the label mixed with the network's own prediction.
+  r"""Soft bootstrapping: cross-entropy to the label mixed with the prediction.
 
   .. math:: \ell(z, y) = -\sum_k (\beta\, 1[k = y] + (1 - \beta)\, p_k) \log p_k
 
@@ -166,9 +167,9 @@ def bootstrap_soft(
 
 
 def bootstrap_hard(
-  logits: Array, labels: Array, *, beta: Scalar = 0.8
+  logits: ArrayLike, labels: ArrayLike, *, beta: Scalar = 0.8
 ) -> Array:
-  r"""Hard bootstrapping: the label mixed with the most probable class.
+  r"""Hard bootstrapping: cross-entropy to the label mixed with the top class.
 
   .. math:: \ell(z, y) = -\beta \log p_y - (1 - \beta) \max_k \log p_k
 
@@ -201,9 +202,9 @@ def bootstrap_hard(
 
 
 def dynamic_bootstrap(
-  logits: Array, labels: Array, guesses: Array, noisy_prob: Scalar
+  logits: ArrayLike, labels: ArrayLike, guesses: ArrayLike, noisy_prob: Scalar
 ) -> Array:
-  r"""Dynamic bootstrapping: trusts each label as far as it is likely clean.
+  r"""Dynamic bootstrapping: the label mixed as its chance to be clean says.
 
   .. math:: \ell_i = -(1 - w_i) \log p_{y_i} - w_i \sum_k g_{ik} \log p_k
 
@@ -239,7 +240,7 @@ def dynamic_bootstrap(
 
 
 def mixup(
-  logits: Array, labels: Array, partners: Array, ratio: Scalar
+  logits: ArrayLike, labels: ArrayLike, partners: ArrayLike, ratio: Scalar
 ) -> Array:
   r"""Cross-entropy of mixed inputs against two labels.
 
@@ -272,7 +273,7 @@ def mixup(
 
 
 def _two_ce(
-  logits: Array, labels: Array, others: Array, name: str
+  logits: ArrayLike, labels: ArrayLike, others: ArrayLike, name: str
 ) -> tuple[Array, Array]:
   """Cross-entropy of both labels; the second are called `name`."""
   pairs = read(logits, labels), read(logits, others, name)
@@ -281,9 +282,9 @@ def _two_ce(
 
 
 def negative_learning(
-  logits: Array, labels: Array, *, clip: Scalar = 0.0
+  logits: ArrayLike, labels: ArrayLike, *, clip: Scalar = 0.0
 ) -> Array:
-  r"""Negative learning: the example is said *not* to be of this class.
+  r"""Negative learning: -log(1 - p_y) of a label that is said to be wrong.
 
   .. math:: \ell(z, \bar y) = -\log (1 - p_{\bar y})
 
@@ -317,7 +318,7 @@ def negative_learning(
 
 
 def log_not(logits: Array, log_p: Array) -> Array:
-  """log(1 - p): only the top class can need the sum over all others."""
+  """log(1 - p) of one class: only the top class can need the other sum."""
   top = logspace.top_class(logits)
   others = jnp.where(top == jnp.arange(logits.shape[-1]), -jnp.inf, logits)
   shift, log_sum = logspace.shift_and_log_sum(logits)
@@ -330,13 +331,13 @@ def log_not(logits: Array, log_p: Array) -> Array:
 
 
 def clip_logits(
-  logits: Array,
+  logits: ArrayLike,
   *,
   tau: Scalar = 1.0,
   order: Scalar = 2.0,
   as_coded: bool = False,
 ) -> Array:
-  r"""LogitClip: bounds the norm of the logits, for any loss that follows.
+  r"""LogitClip: logits with their norm bounded, for any loss that follows.
 
   .. math:: z \cdot \min(1, \tau / \|z\|)
 

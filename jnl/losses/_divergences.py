@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import inputs, logspace
 from jnl.base import Array, Scalar, check, is_concrete
@@ -19,13 +20,13 @@ from jnl.losses._labels import Label, read, settle
 
 
 def js(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   w0: Scalar = 0.5,
   clip: Scalar = 0.0,
 ) -> Array:
-  r"""Weighted Jensen-Shannon divergence, scaled to be comparable over w0.
+  r"""Weighted Jensen-Shannon divergence of label and prediction, scaled.
 
   .. math::
     \ell = \frac{w_0 \mathrm{KL}(y \| m) + (1 - w_0) \mathrm{KL}(p \| m)}
@@ -68,13 +69,13 @@ def js(
 
 
 def gjs(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   weights: Sequence[Scalar] | Array = (0.3, 0.35, 0.35),
   clip: Scalar = 0.0,
 ) -> Array:
-  r"""Generalized Jensen-Shannon divergence: label and several views agree.
+  r"""Generalized Jensen-Shannon divergence of the label and several views.
 
   .. math::
     \ell = \frac{w_0 \mathrm{KL}(y \| m) + \sum_i w_i \mathrm{KL}(p_i \| m)}
@@ -112,14 +113,14 @@ def gjs(
 
 
 def gjs_of_mean(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   weights: Sequence[Scalar] | Array = (0.3, 0.35, 0.35),
   clip: Scalar = 0.0,
   as_coded: bool = False,
 ) -> Array:
-  r"""`gjs` without its consistency term: the views are averaged first.
+  r"""`gjs` without its consistency term: of the label and the mean view.
 
   .. math:: \ell = \mathrm{JS}_{w_0}(y, \bar p),\qquad
     \bar p = \sum_i w_i p_i / (1 - w_0)
@@ -161,14 +162,14 @@ def gjs_of_mean(
 
 
 def anorm(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   a: Scalar = 1.5,
   p: Scalar = 0.9,
   clip: Scalar = 0.0,
 ) -> Array:
-  r"""Asymmetric p-norm loss.
+  r"""Asymmetric p-norm of the difference of label and prediction.
 
   .. math:: \ell = \frac1p \Bigl( \sum_k |a\, y_k - p_k|^p - (a - 1)^p \Bigr)
 
@@ -209,8 +210,8 @@ def anorm(
 
 
 def bi_tempered(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   t1: Scalar = 0.8,
   t2: Scalar = 1.2,
@@ -265,7 +266,7 @@ def bi_tempered(
   return losses
 
 
-def tempered_log_softmax(logits: Array, *, t: Scalar = 1.2) -> Array:
+def tempered_log_softmax(logits: ArrayLike, *, t: Scalar = 1.2) -> Array:
   r"""The logarithm of the tempered softmax, normalized exactly.
 
   .. math:: \log \exp_t(z_k - \lambda),\qquad
@@ -312,7 +313,7 @@ def _check_weight(w0: Scalar) -> None:
 
 
 def _read_views(
-  logits: Array, labels: Array, weights: Sequence[Scalar] | Array
+  logits: ArrayLike, labels: ArrayLike, weights: Sequence[Scalar] | Array
 ) -> tuple[Array, Label, Array]:
   """Checks the inputs of `gjs`."""
   logits = inputs.read_logits(logits)

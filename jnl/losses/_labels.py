@@ -15,7 +15,7 @@ from jnl.logspace import bounded, log_prob_at, log_probs
 
 
 class Label(NamedTuple):
-  """Labels that passed the checks.
+  """Labels that passed the checks of `read`.
 
   Attributes:
     values: [..., 1] int in [0, c), or [..., c] soft in the dtype of the logits.
@@ -34,7 +34,7 @@ def read(
   *,
   where: Array | None = None,
 ) -> tuple[Array, Label]:
-  """The shared entry: checks, at least float32, labels that are safe to gather.
+  """Logits in at least float32 and labels that are safe to gather, checked.
 
   Args:
     logits: [..., c] floating-point, c >= 2.

@@ -6,6 +6,7 @@ what it loses in fit, the combinations in `combined.py` give back.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import inputs, logspace
@@ -15,8 +16,8 @@ from jnl.losses._labels import expect, log_prob, read
 from jnl.losses._robust import mae, rce
 
 
-def nce(logits: Array, labels: Array) -> Array:
-  r"""Normalized cross-entropy.
+def nce(logits: ArrayLike, labels: ArrayLike) -> Array:
+  r"""Normalized cross-entropy: of the label, over the sum of all classes.
 
   .. math:: \ell(z, y) = \log p_y \Big/ \sum_k \log p_k
 
@@ -41,8 +42,8 @@ def nce(logits: Array, labels: Array) -> Array:
   return expect(log_prob(logits, label) / total, label)
 
 
-def nmae(logits: Array, labels: Array) -> Array:
-  r"""Normalized mean absolute error.
+def nmae(logits: ArrayLike, labels: ArrayLike) -> Array:
+  r"""Normalized mean absolute error: of the label, over the sum of all classes.
 
   .. math:: \ell(z, y) = (1 - p_y) / (c - 1)
 
@@ -68,8 +69,8 @@ def nmae(logits: Array, labels: Array) -> Array:
   return mae(logits, labels) / (np.shape(logits)[-1] - 1)
 
 
-def nrce(logits: Array, labels: Array, *, clip: Scalar = 0.0) -> Array:
-  r"""Normalized reverse cross-entropy.
+def nrce(logits: ArrayLike, labels: ArrayLike, *, clip: Scalar = 0.0) -> Array:
+  r"""Normalized reverse cross-entropy: of the label, over the sum of all.
 
   .. math:: \ell(z, y) = (1 - p_y) / (c - 1)
 
@@ -99,13 +100,13 @@ def nrce(logits: Array, labels: Array, *, clip: Scalar = 0.0) -> Array:
 
 
 def ngce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   q: Scalar = 0.7,
   clip: Scalar = 0.0,
 ) -> Array:
-  r"""Normalized generalized cross-entropy.
+  r"""Normalized generalized cross-entropy: of the label, over the sum of all.
 
   .. math:: \ell(z, y) = (1 - p_y^q) \Big/ \Bigl(c - \sum_k p_k^q\Bigr)
 
@@ -144,13 +145,13 @@ def ngce(
 
 
 def focal(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   gamma: Scalar = 0.5,
   detach: bool = False,
 ) -> Array:
-  r"""Focal loss: cross-entropy that looks away from easy examples.
+  r"""Focal loss: cross-entropy weighted down where the example is easy.
 
   .. math:: \ell(z, y) = -(1 - p_y)^\gamma \log p_y
 
@@ -180,13 +181,13 @@ def focal(
 
 
 def nfl(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   gamma: Scalar = 0.5,
   detach: bool = True,
 ) -> Array:
-  r"""Normalized focal loss.
+  r"""Normalized focal loss: of the label, over the sum of all classes.
 
   .. math:: \ell(z, y) = \frac{(1 - p_y)^\gamma \log p_y}
     {\sum_k (1 - p_k)^\gamma \log p_k}
@@ -220,8 +221,8 @@ def nfl(
 
 
 def nnce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   min_prob: Scalar = 1e-7,
   max_prob: Scalar = 1.0,
@@ -267,8 +268,8 @@ def nnce(
 
 
 def nnfl(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   gamma: Scalar = 0.5,
   min_prob: Scalar = 1e-7,

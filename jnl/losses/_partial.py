@@ -6,6 +6,7 @@ where it cannot be seen, it says nothing: its loss is 0 with gradient 0.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import inputs, logspace
 from jnl.base import Array, Scalar, check
@@ -13,8 +14,8 @@ from jnl.inputs import check_range, read_candidates
 from jnl.losses._cross_entropy import log_not
 
 
-def cc(logits: Array, candidates: Array) -> Array:
-  r"""Classifier-consistent loss: the likelihood of a set drawn at random.
+def cc(logits: ArrayLike, candidates: ArrayLike) -> Array:
+  r"""Classifier-consistent loss: -log of the probability of the candidates.
 
   .. math:: \ell(z, S) = -\log \sum_{k \in S} p_k
 
@@ -48,7 +49,7 @@ def cc(logits: Array, candidates: Array) -> Array:
   return jnp.where(jnp.all(kept, axis=-1), 0, losses)
 
 
-def uniform_candidates(logits: Array, candidates: Array) -> Array:
+def uniform_candidates(logits: ArrayLike, candidates: ArrayLike) -> Array:
   r"""Cross-entropy against all candidates alike, the naive baseline.
 
   .. math:: \ell(z, S) = -\frac{1}{|S|} \sum_{k \in S} \log p_k
@@ -73,7 +74,7 @@ def uniform_candidates(logits: Array, candidates: Array) -> Array:
   return -jnp.sum(log_p, axis=-1) / size
 
 
-def proden(logits: Array, confidence: Array) -> Array:
+def proden(logits: ArrayLike, confidence: ArrayLike) -> Array:
   r"""Cross-entropy against the confidence in each candidate.
 
   .. math:: \ell(z, w) = -\sum_k w_k \log p_k
@@ -108,8 +109,8 @@ def proden(logits: Array, confidence: Array) -> Array:
   return -jnp.sum(weights * logspace.log_probs(logits), axis=-1)
 
 
-def proden_confidence(logits: Array, candidates: Array) -> Array:
-  r"""How probable each candidate is, given that one of them is right.
+def proden_confidence(logits: ArrayLike, candidates: ArrayLike) -> Array:
+  r"""The probability of each candidate, given that one of them is right.
 
   .. math:: w_k = p_k\, 1[k \in S] \Big/ \sum_{j \in S} p_j
 
@@ -133,8 +134,8 @@ def proden_confidence(logits: Array, candidates: Array) -> Array:
   return jax.lax.stop_gradient(_within(*read_candidates(logits, candidates)))
 
 
-def rcr_confidence(logits: Array, candidates: Array) -> Array:
-  r"""The confidence of R-CR: the views of an example agree by geometric mean.
+def rcr_confidence(logits: ArrayLike, candidates: ArrayLike) -> Array:
+  r"""The confidence of R-CR: geometric mean of the views of an example.
 
   .. math:: w_k \propto 1[k \in S] \prod_v p_{vk}^{1 / V}
 
@@ -168,9 +169,9 @@ def rcr_confidence(logits: Array, candidates: Array) -> Array:
 
 
 def rule_out(
-  logits: Array, candidates: Array, *, offset: Scalar = 0.0
+  logits: ArrayLike, candidates: ArrayLike, *, offset: Scalar = 0.0
 ) -> Array:
-  r"""Says of every class outside the set that it is wrong.
+  r"""Negative learning on sets: -log(1 - p) of every class outside the set.
 
   .. math:: \ell(z, S) = -\sum_{k \notin S} \log(1 - p_k + \epsilon)
 
@@ -211,9 +212,9 @@ def rule_out(
 
 
 def lws(
-  logits: Array,
-  candidates: Array,
-  confidence: Array,
+  logits: ArrayLike,
+  candidates: ArrayLike,
+  confidence: ArrayLike,
   *,
   lw: Scalar = 2.0,
   lw0: Scalar = 1.0,
@@ -259,7 +260,7 @@ def lws(
   return jnp.where(jnp.any(candidates, axis=-1), losses, 0)
 
 
-def lws_confidence(logits: Array, candidates: Array) -> Array:
+def lws_confidence(logits: ArrayLike, candidates: ArrayLike) -> Array:
   r"""The weights of LWS: p normalized inside the set, and outside of it.
 
   .. math:: w_k = p_k \Big/ \sum_j p_j\, 1[j \in S \Leftrightarrow k \in S]
@@ -299,7 +300,7 @@ def _within(logits: Array, mask: Array) -> Array:
   return jnp.where(mask, p, 0)
 
 
-def _read_confidence(confidence: Array, logits: Array) -> Array:
+def _read_confidence(confidence: ArrayLike, logits: Array) -> Array:
   confidence = inputs.as_array('confidence', confidence)
   check(
     jnp.issubdtype(confidence.dtype, jnp.floating),

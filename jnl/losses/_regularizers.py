@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import logspace
 from jnl.base import Array, Scalar, check
@@ -17,13 +18,13 @@ from jnl.losses._labels import read
 
 
 def elr_targets(
-  rows: Array,
-  logits: Array,
+  rows: ArrayLike,
+  logits: ArrayLike,
   *,
   beta: Scalar = 0.7,
   clip: Scalar = 1e-4,
 ) -> Array:
-  r"""The running average of an example's predictions.
+  r"""The next running average of the predictions for each example.
 
   .. math:: t \leftarrow \beta t + (1 - \beta)\, \tilde p / \textstyle\sum_k
     \tilde p_k,\qquad \tilde p = \mathrm{clip}(p, \epsilon, 1 - \epsilon)
@@ -65,8 +66,10 @@ def elr_targets(
   return jax.lax.stop_gradient(beta * rows + (1 - beta) * p).astype(dtype)
 
 
-def elr_penalty(logits: Array, targets: Array, *, clip: Scalar = 1e-4) -> Array:
-  r"""The early-learning regularizer, without its weight lambda.
+def elr_penalty(
+  logits: ArrayLike, targets: ArrayLike, *, clip: Scalar = 1e-4
+) -> Array:
+  r"""The penalty of ELR, log(1 - <target, prediction>), without its weight.
 
   .. math:: r = \log(1 - \langle t, \tilde p \rangle),\qquad
     \tilde p = \mathrm{clip}(p, \epsilon, 1 - \epsilon)
@@ -102,7 +105,7 @@ def elr_penalty(logits: Array, targets: Array, *, clip: Scalar = 1e-4) -> Array:
   return _log_one_minus(logits, targets, jnp.asarray(clip, logits.dtype))
 
 
-def elr_plus_labels(targets: Array, rows: Array) -> Array:
+def elr_plus_labels(targets: ArrayLike, rows: ArrayLike) -> Array:
   r"""Labels reweighted by the running predictions, as ELR+ does on CIFAR-100.
 
   .. math:: \tilde y_k = y_k t_k \Big/ \sum_j y_j t_j
@@ -136,15 +139,15 @@ def elr_plus_labels(targets: Array, rows: Array) -> Array:
 
 
 def sop(
-  logits: Array,
-  labels: Array,
-  u: Array,
-  v: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  u: ArrayLike,
+  v: ArrayLike,
   *,
   clip: Scalar = 1e-4,
   min_prob: Scalar = 0.0,
 ) -> Array:
-  r"""Sparse over-parameterization: each example's noise is a variable.
+  r"""Sparse over-parameterization: cross-entropy and square with learned noise.
 
   .. math::
     \ell = -\sum_k y_k \log q_k + \| h + U - V - y \|^2
@@ -221,10 +224,10 @@ def sop(
 
 
 def sop_probs(
-  logits: Array,
-  labels: Array,
-  u: Array,
-  v: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  u: ArrayLike,
+  v: ArrayLike,
   *,
   clip: Scalar = 1e-4,
   min_prob: Scalar = 0.0,
@@ -263,7 +266,7 @@ def sop_probs(
   return jnp.maximum(q / jnp.sum(q, axis=-1, keepdims=True), min_prob)
 
 
-def kl_consistency(logits: Array, other_logits: Array) -> Array:
+def kl_consistency(logits: ArrayLike, other_logits: ArrayLike) -> Array:
   r"""Divergence of one view's prediction from another's, held fixed.
 
   .. math:: \ell = \sum_k \bar p_k (\log \bar p_k - \log p_k)
@@ -292,13 +295,13 @@ def kl_consistency(logits: Array, other_logits: Array) -> Array:
 
 def vat(
   predict: Callable[[Array], Array],
-  x: Array,
-  direction: Array,
+  x: ArrayLike,
+  direction: ArrayLike,
   *,
   eps: Scalar = 6.0,
   power: int = 1,
 ) -> Array:
-  r"""Virtual adversarial training: the change that changes predictions most.
+  r"""Virtual adversarial loss: the divergence under the worst small change.
 
   .. math:: \ell = KL(p(x) \,\|\, p(x + \epsilon d)),\qquad
     d \propto J^\top (\mathrm{diag}\, p - p p^\top) J d
@@ -396,7 +399,7 @@ def _fisher(logits: Array, change: Array) -> Array:
   return slope / jnp.where(largest > 0, largest, 1)
 
 
-def _like(x: Array, logits: Array, name: str) -> Array:
+def _like(x: ArrayLike, logits: Array, name: str) -> Array:
   """Checks an array [..., c] beside the logits; at least float32."""
   x = jnp.asarray(x)
   check(
@@ -440,7 +443,7 @@ def _log_one_minus_jvp(primals, tangents):
   return jnp.log(remainder), d
 
 
-def _read_sop(logits: Array, u: Array, v: Array) -> tuple[Array, Array]:
+def _read_sop(logits: Array, u: ArrayLike, v: ArrayLike) -> tuple[Array, Array]:
   """Checks u and v: [..., 1] and [..., c] in the dtype of the logits."""
   u, v = jnp.asarray(u), _like(v, logits, 'v')
   check(

@@ -7,6 +7,7 @@ expected loss, sum_k t_k loss(z, k).
 import math
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl import inputs, logspace
 from jnl.base import Array, Scalar
@@ -19,7 +20,7 @@ LOG_ZERO = math.log(1e-4)
 """What reverse cross-entropy takes for log 0 (A in the papers)."""
 
 
-def mae(logits: Array, labels: Array) -> Array:
+def mae(logits: ArrayLike, labels: ArrayLike) -> Array:
   r"""Mean absolute error, scaled to [0, 1].
 
   .. math:: \ell(z, y) = 1 - p_y = \tfrac12 \sum_k |1[k = y] - p_k|
@@ -48,8 +49,8 @@ def mae(logits: Array, labels: Array) -> Array:
 
 
 def rce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   log_zero: Scalar = LOG_ZERO,
   clip: Scalar = 0.0,
@@ -93,8 +94,8 @@ def rce(
 
 
 def sce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   alpha: Scalar = 0.1,
   beta: Scalar = 1.0,
@@ -134,8 +135,8 @@ def sce(
 
 
 def gce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   q: Scalar = 0.7,
   clip: Scalar = 0.0,
@@ -174,14 +175,14 @@ def gce(
 
 
 def truncated_gce(
-  logits: Array,
-  labels: Array,
-  weights: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  weights: ArrayLike,
   *,
   q: Scalar = 0.7,
   k: Scalar = 0.5,
 ) -> Array:
-  r"""Generalized cross-entropy that drops examples it finds too improbable.
+  r"""Truncated generalized cross-entropy: of the examples that are kept alone.
 
   .. math:: \ell_i = w_i \left( \frac{1 - p_{y_i}^q}{q} - \frac{1 - k^q}{q}
     \right)
@@ -221,7 +222,7 @@ def truncated_gce(
 
 
 def truncated_gce_weights(
-  logits: Array, labels: Array, *, k: Scalar = 0.5
+  logits: ArrayLike, labels: ArrayLike, *, k: Scalar = 0.5
 ) -> Array:
   r"""The examples that `truncated_gce` keeps: w = 1[p_y > k].
 
@@ -249,8 +250,8 @@ def truncated_gce_weights(
   return expect((log_p > jnp.log(k)).astype(log_p.dtype), label)
 
 
-def taylor_ce(logits: Array, labels: Array, *, order: int = 2) -> Array:
-  r"""Cross-entropy cut off after some terms of its Taylor series.
+def taylor_ce(logits: ArrayLike, labels: ArrayLike, *, order: int = 2) -> Array:
+  r"""Cross-entropy by the first terms of its Taylor series.
 
   .. math:: \ell(z, y) = \sum_{i=1}^t (1 - p_y)^i / i
 
@@ -284,8 +285,8 @@ def taylor_ce(logits: Array, labels: Array, *, order: int = 2) -> Array:
 
 
 def agce(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   a: Scalar = 0.6,
   q: Scalar = 0.6,
@@ -325,8 +326,8 @@ def agce(
 
 
 def aul(
-  logits: Array,
-  labels: Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
   a: Scalar = 5.5,
   q: Scalar = 3.0,
@@ -363,7 +364,7 @@ def aul(
   return expect(power / q, label)
 
 
-def ael(logits: Array, labels: Array, *, a: Scalar = 2.5) -> Array:
+def ael(logits: ArrayLike, labels: ArrayLike, *, a: Scalar = 2.5) -> Array:
   r"""Asymmetric exponential loss.
 
   .. math:: \ell(z, y) = \exp(-p_y / a)

@@ -1,38 +1,25 @@
 """Meta rescaling: weights and labels that make one step of training better.
 
-Gradients through the step by forward mode (`virtual_step`, `weight_gradient`,
-`meta_gradient`), the features and the memory of STORM, and the small networks
-of the papers. The methods are in `jnl.methods`: l2rw, mwn, storm, mlc, mslc.
+Gradients through the step by forward mode (`virtual_step`, `look_ahead`,
+`weight_gradient`, `meta_gradient`), the weights and labels that L2RW and MSLC
+make, the features and the memory of STORM, and the small networks of the
+papers. The methods are in `jnl.methods`: l2rw, mwn, storm, mlc, mslc.
 """
 
 from jnl.meta._gradients import (
+  LookAhead,
   MetaGradient,
-  all_finite,
-  descend,
+  Virtual,
   first_adam,
+  look_ahead,
   meta_gradient,
   reverse_meta_gradient,
-  settle,
   total,
   virtual_step,
   weight_gradient,
 )
 from jnl.meta._networks import corrector, rescale, rescaler, weigh, weigher
-from jnl.meta._statistics import (
-  Memory,
-  check_classes,
-  storm_features,
-  storm_memory,
-)
-from jnl.meta._streams import (
-  Loss,
-  Passed,
-  Stream,
-  drawn,
-  passing,
-  read_stream,
-  remember,
-)
+from jnl.meta._statistics import Memory, storm_features, storm_memory
 from jnl.meta._weights import (
   l2rw_weights,
   look_ahead_discount,
@@ -42,30 +29,22 @@ from jnl.meta._weights import (
 )
 
 __all__ = [
-  'Loss',
+  'LookAhead',
   'Memory',
   'MetaGradient',
-  'Passed',
-  'Stream',
-  'all_finite',
-  'check_classes',
+  'Virtual',
   'corrector',
-  'descend',
-  'drawn',
   'first_adam',
   'l2rw_weights',
+  'look_ahead',
   'look_ahead_discount',
   'meta_gradient',
   'mslc_labels',
   'mslc_losses',
   'mslc_mix',
-  'passing',
-  'read_stream',
-  'remember',
   'rescale',
   'rescaler',
   'reverse_meta_gradient',
-  'settle',
   'storm_features',
   'storm_memory',
   'total',
@@ -74,3 +53,7 @@ __all__ = [
   'weigher',
   'weight_gradient',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -11,7 +11,7 @@ forward along the pulled-back meta gradient. No graph of second order is built.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -23,17 +23,48 @@ from jnl.base import (
   Params,
   PyTree,
   Scalar,
-  Stats,
   check,
   global_grad,
   global_sum,
 )
 
-T = TypeVar('T')
 LossesFn = Callable[[Params], Array]
 """Per-example losses [b] of parameters."""
 Pull = Callable[[Params], Params]
 """From a gradient by the new parameters to one by the gradient of the step."""
+
+
+class Virtual(NamedTuple):
+  """A step that was looked at, not taken.
+
+  Attributes:
+    params: theta', the parameters after it.
+    opt: the state of the optimizer after it.
+    pull: from a gradient by theta' to one by the gradient of the step.
+  """
+
+  params: Params
+  opt: optax.OptState
+  pull: Pull
+
+
+class LookAhead(NamedTuple):
+  """What a meta loss says of a step.
+
+  Attributes:
+    slopes: [..., b], the derivative of the meta loss by the weight of each
+      loss of the step.
+    meta_loss: [].
+    aux: what came with the meta loss.
+    gradient: of the meta loss at theta'.
+    direction: the same, pulled back through the step.
+  """
+
+  slopes: Array
+  meta_loss: Array
+  aux: PyTree
+  gradient: Params
+  direction: Params
 
 
 class MetaGradient(NamedTuple):
@@ -70,59 +101,12 @@ def total(values: Array, weights: Array) -> Array:
   return global_sum(jnp.sum(jnp.where(weights == 0, 0, values) * weights))
 
 
-def all_finite(tree: PyTree) -> Array:
-  """Whether every number of every array is finite, [] bool.
-
-  >>> bool(all_finite({'a': jnp.ones(2), 'b': jnp.array([jnp.nan])}))
-  False
-  """
-  finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(finite))
-
-
-def settle(done: Array, new: T, old: T) -> T:
-  """The new arrays if a step is to be done, else the old ones.
-
-  Args:
-    done: [] bool, the same on all devices.
-    new: a tree of arrays.
-    old: a tree like `new`.
-
-  Returns:
-    A tree like `new`.
-  """
-  return jax.tree.map(lambda new, old: jnp.where(done, new, old), new, old)
-
-
-def descend(
-  tx: optax.GradientTransformation,
-  gradient: Params,
-  old: tuple[Params, Stats, optax.OptState],
-  stats: Stats,
-  done: Array,
-) -> tuple[Params, Stats, optax.OptState]:
-  """A step of an optimizer, if it is to be done.
-
-  Args:
-    tx: the optimizer.
-    gradient: a tree like the parameters.
-    old: parameters, statistics, and the state of `tx`.
-    stats: the new statistics.
-    done: [] bool, the same on all devices.
-
-  Returns:
-    The new three, or `old`.
-  """
-  updates, opt = tx.update(gradient, old[2], old[0])
-  return settle(done, (optax.apply_updates(old[0], updates), stats, opt), old)
-
-
 def virtual_step(
   gradient: Params,
   params: Params,
   opt: optax.OptState,
   tx: optax.GradientTransformation,
-) -> tuple[Params, optax.OptState, Pull]:
+) -> Virtual:
   r"""One step of any optimizer, and how its end depends on the gradient.
 
   .. math:: \theta' = \theta + u(g), \qquad
@@ -138,9 +122,9 @@ def virtual_step(
     tx: the optimizer.
 
   Returns:
-    The new parameters, the new state of the optimizer, and `pull`. Where a
-    gradient and all before it were zero, Adam has no derivative (its second
-    moment is at the tip of a square root): `pull` is zero there.
+    The step: the new parameters, the new state of the optimizer, and `pull`.
+    Where a gradient and all before it were zero, Adam has no derivative (its
+    second moment is at the tip of a square root): `pull` is zero there.
 
   >>> params, tx = jnp.array([1.]), optax.sgd(0.5)
   >>> params, opt, pull = virtual_step(
@@ -163,7 +147,7 @@ def virtual_step(
       direction,
     )
 
-  return moved, new, pull
+  return Virtual(moved, new, pull)
 
 
 def first_adam(
@@ -244,6 +228,41 @@ def weight_gradient(
   return jax.jvp(losses_fn, (params,), (direction,))[1]
 
 
+def look_ahead(
+  virtual: Virtual,
+  meta_loss_fn: Callable[[Params], tuple[Array, PyTree]],
+  losses_fn: LossesFn,
+  params: Params,
+) -> LookAhead:
+  r"""What the end of a step does to a meta loss, by the weight of each loss.
+
+  .. math:: d = \mathrm{pull}(\nabla M(\theta')), \qquad
+    s_i = \langle d, \nabla_\theta \ell_i(\theta) \rangle
+
+  A weigher then descends the sum (the mean) of the slopes s times the weights
+  that it gives: that has the gradient of M by the weigher.
+
+  Args:
+    virtual: the step, see `virtual_step`.
+    meta_loss_fn: `params -> ([], aux)`, M, made of `global_mean`s or `total`s.
+    losses_fn: `params -> [..., b]`, the losses that the step is made of.
+    params: theta, where it starts.
+
+  Returns:
+    The slopes, and what they are made of.
+
+  >>> x, w, tx = jnp.array([1., -2.]), jnp.float32(1.), optax.sgd(0.5)
+  >>> virtual = virtual_step(jnp.float32(0), w, tx.init(w), tx)
+  >>> look_ahead(
+  ...   virtual, lambda w: (w**2, ()), lambda w: x * w, w).slopes.tolist()
+  [-1.0, 2.0]
+  """
+  (meta_loss, aux), gradient = global_grad(meta_loss_fn)(virtual.params)
+  direction = virtual.pull(gradient)
+  slopes = weight_gradient(losses_fn, params, direction)
+  return LookAhead(slopes, meta_loss, aux, gradient, direction)
+
+
 def meta_gradient(
   losses_fn: LossesFn,
   meta_loss_fn: Callable[[Params], Array],
@@ -282,10 +301,11 @@ def meta_gradient(
     return meta_loss_fn(params), None
 
   _, gradient = global_grad(loss_fn)(params)
-  moved, new, pull = virtual_step(gradient, params, opt, tx)
-  (meta_loss, _), meta = global_grad(meta_fn)(moved)
-  by_weight = weight_gradient(losses_fn, params, pull(meta))
-  return MetaGradient(by_weight, meta_loss, moved, new)
+  virtual = virtual_step(gradient, params, opt, tx)
+  ahead = look_ahead(virtual, meta_fn, losses_fn, params)
+  return MetaGradient(
+    ahead.slopes, ahead.meta_loss, virtual.params, virtual.opt
+  )
 
 
 def reverse_meta_gradient(

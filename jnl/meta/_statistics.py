@@ -121,11 +121,7 @@ def _check(losses: Array, logits: Array, labels: Array, memory: Memory) -> None:
     f'labels must be integer, got {labels.dtype}',
     TypeError,
   )
-  check_classes(logits.shape[-1], memory.rows.shape[0])
-
-
-def check_classes(classes: int, built_for: int) -> None:
-  """Raises if a network tells more classes apart than STORM was built for."""
+  classes, built_for = logits.shape[-1], memory.rows.shape[0]
   check(
     classes <= built_for,
     f'logits have {classes} classes; num_classes, of the rescaler and of the '

@@ -27,6 +27,9 @@ Bags: proportions, counts, any evidence
   easy_llp            the loss of instances, estimated
   weak_em             EM on the posterior of any evidence (`jnl.automata`)
   refine              LLP-BP: `similarity_graph`, `pseudo_labels`, an embedding
+Settings that papers published
+  published           for a method or loss, data set, noise and rate
+  known_settings      all of a method
 """
 
 from typing import TYPE_CHECKING
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
   from jnl.methods._mslc import Purified, mslc
   from jnl.methods._mwn import Weighed, mwn, weigher_optimizer
   from jnl.methods._proden import proden
+  from jnl.methods._published import Settings, known_settings, published
   from jnl.methods._storm import Rescaled, storm
   from jnl.methods._weak_em import weak_em
 
@@ -78,6 +82,7 @@ _NAMES = {
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
   '_proden': ('proden',),
+  '_published': ('Settings', 'known_settings', 'published'),
   '_storm': ('Rescaled', 'storm'),
   '_weak_em': ('weak_em',),
   '': ('supervised', 'supervised_bags'),

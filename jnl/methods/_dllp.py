@@ -15,7 +15,7 @@ def dllp(
   *,
   loss: Callable[[Array, Array, Array], Array] = losses.dllp,
 ) -> Method:
-  r"""The mean prediction of each bag is drawn to the bag's proportion.
+  r"""DLLP: draws the mean prediction of each bag to the bag's proportion.
 
   .. math:: L = \operatorname{mean}_b\, \ell\Big(\frac{S_b}{m_b},
     \frac1{m_b} \sum_{i \in b} p_i\Big)
@@ -29,6 +29,24 @@ def dllp(
   Returns:
     A method over batches of `x` [b, m, ...], `counts`, `index` and `weight` [b]
     and `mask` [b, m]; `predict` is of instances.
+
+  Raises:
+    ValueError, TypeError: at trace time, if a batch lacks an array or `counts`
+      are no integers.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = dllp(model, optax.sgd(0.1))
+  >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> round(float(metrics['loss']), 3)
+  0.693
 
   Reference: Ardehaly, Culotta, "Co-training for Demographic Classification
   Using Deep Learning from Label Proportions", ICDM Workshops 2017, arXiv

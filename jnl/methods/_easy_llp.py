@@ -17,7 +17,7 @@ def easy_llp(
   prior: Scalar,
   loss: Callable[[Array, Array, Array, Array], Array] = losses.easy_llp,
 ) -> Method:
-  """Descends `losses.easy_llp`, which may be negative without bound.
+  """EasyLLP: descends `losses.easy_llp`, which has no lower bound.
 
   Right where bags are drawn at random; where they are not, biased.
 
@@ -34,6 +34,19 @@ def easy_llp(
 
   Raises:
     ValueError: if `prior` is out of range.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = easy_llp(model, optax.sgd(0.1), prior=0.5)
+  >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> round(float(metrics['loss']), 3)
+  0.693
 
   Reference: Busa-Fekete, Choi, Dick, Gentile, Munoz Medina, "Easy Learning from
   Label Proportions", NeurIPS 2023, arXiv 2302.03115.

@@ -24,6 +24,7 @@ from jnl.base import (
   unpack_rows,
   write_rows,
 )
+from jnl.methods._published import Case, Settings
 from jnl.steps import from_loss, model_keys, training_pass
 
 
@@ -38,10 +39,10 @@ def elr(
   shards: int = 1,
   dtype: DTypeLike = jnp.float32,
 ) -> Method:
-  r"""Cross-entropy, held back by what the network believed early on.
+  r"""Early-learning regularization (ELR): cross-entropy and a penalty.
 
-  A moving average of the network's own predictions is kept for each training
-  example, and agreement with it is rewarded:
+  What the network believed early on holds it back: a moving average of its own
+  predictions is kept for each training example, and agreement is rewarded:
 
   .. math::
     t_i \leftarrow \beta t_i + (1 - \beta) \bar p_i, \qquad
@@ -72,6 +73,19 @@ def elr(
 
   Raises:
     ValueError: if `beta` or `lam` is out of range, or a batch lacks an array.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = elr(model, optax.sgd(0.1), num_examples=4, num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 1]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> state.extra.rows.shape, round(float(metrics['cross_entropy']), 3)
+  ((1, 4, 2), 0.693)
 
   Reference: Liu, Niles-Weed, Razavian and Fernandez-Granda, Early-Learning
   Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020, arXiv
@@ -107,7 +121,7 @@ def elr(
 
 
 def mislabeled(state: State, labels: Array) -> Array:
-  """Which labels the memory of ELR contradicts.
+  """The labels that the memory of ELR contradicts.
 
   Args:
     state: of a method built by `elr`.
@@ -120,3 +134,33 @@ def mislabeled(state: State, labels: Array) -> Array:
   targets = unpack_rows(state.extra, labels.shape[0])
   seen = jnp.sum(targets, axis=-1) > 0
   return seen & (jnp.argmax(targets, axis=-1) != labels)
+
+
+def _published(
+  dataset: str, noise: str, rates: tuple[float, ...], beta: float, lam: float
+) -> dict[Case, Settings]:
+  ten = dataset == 'cifar10'
+  settings = Settings(
+    source='arXiv 2007.00151, table 1 (ELR, no cosine) and appendix G.4',
+    method='elr',
+    net='resnet34',
+    epochs=120 if ten else 150,
+    batch_size=128,
+    learning_rate=0.02,
+    weight_decay=1e-3,
+    drops=(40, 80) if ten else (80, 120),
+    drop=0.01,
+    views='crop_flip',
+    arguments={'beta': beta, 'lam': lam},
+  )
+  return {(dataset, noise, rate): settings for rate in rates}
+
+
+_SYMMETRIC, _ASYMMETRIC = (0.2, 0.4, 0.6, 0.8), (0.1, 0.2, 0.3, 0.4)
+SETTINGS = {
+  **_published('cifar10', 'symmetric_inclusive', _SYMMETRIC, 0.7, 3.0),
+  **_published('cifar10', 'cifar10_asymmetric_in_place', _ASYMMETRIC, 0.9, 1.0),
+  **_published('cifar100', 'symmetric_inclusive', _SYMMETRIC, 0.9, 7.0),
+  **_published('cifar100', 'cifar100_index_blocks', _ASYMMETRIC, 0.9, 7.0),
+}
+"""By data set, noise and rate; symmetric noise was drawn in fixed counts."""

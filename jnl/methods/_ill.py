@@ -34,13 +34,14 @@ from jnl.base import (
   check_batch,
 )
 from jnl.inputs import check_range
+from jnl.methods._published import Case, Settings
 from jnl.steps import apply_views, from_loss, model_keys
 
 _TWO = ('x', 'x_strong')
 
 
 class Marginal(NamedTuple):
-  """The memory of `ill_semi` and `ill_mixed`.
+  """The memory of `ill_semi` and `ill_mixed`, their mean prediction.
 
   Attributes:
     p_hat: [c] float32, the running mean prediction for unlabeled examples.
@@ -58,7 +59,9 @@ def ill_noisy(
   scale: Scalar = 1.0,
   entropy_weight: Scalar = 0.1,
 ) -> Method:
-  """ILL on noisy labels, with a transition matrix that is learned too.
+  """Imprecise label learning (ILL) on noisy labels and their transition.
+
+  The transition matrix is learned too.
 
   Args:
     model: the network.
@@ -78,6 +81,20 @@ def ill_noisy(
 
   Raises:
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
+
+  >>> import jax
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> tx = optax.sgd(0.1)
+  >>> method = ill_noisy(model, tx, optax.sgd(0.1), num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
+  ...   'labels': jnp.array([0, 1]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> sorted(state.params), state.params['noise'].shape
+  (['net', 'noise'], (2, 2))
   """
   _check_scale(scale)
   check_range('entropy_weight', entropy_weight, 0)
@@ -110,7 +127,7 @@ def ill_partial(
   entropy_weight: Scalar = 0.1,
   offset: Scalar = 0.0,
 ) -> Method:
-  """ILL on candidate sets.
+  """Imprecise label learning (ILL) on candidate sets.
 
   Args:
     model: the network.
@@ -127,6 +144,19 @@ def ill_partial(
 
   Raises:
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
+
+  >>> import jax
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = ill_partial(model, optax.sgd(0.1))
+  >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
+  ...   'candidates': jnp.array([[True, False], [True, True]]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> state.params.shape, bool(jnp.isfinite(metrics['loss']))
+  ((2, 2), True)
   """
   check_range('entropy_weight', entropy_weight, 0)
 
@@ -159,7 +189,7 @@ def ill_semi(
   top: int = 3,
   entropy_weight: Scalar = 0.1,
 ) -> Method:
-  """ILL where most labels are missing.
+  """Imprecise label learning (ILL) where most labels are missing.
 
   Labeled and unlabeled examples come in one stream. Each kind has a mean of its
   own, as from two loaders, however many of it a batch holds.
@@ -180,6 +210,19 @@ def ill_semi(
 
   Raises:
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
+
+  >>> import jax
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = ill_semi(model, optax.sgd(0.1), num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
+  ...   'labels': jnp.array([0, -1]), 'labeled': jnp.array([True, False]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> state.extra.p_hat.shape
+  (2,)
   """
   _check_momentum(momentum)
   check_range('entropy_weight', entropy_weight, 0)
@@ -219,7 +262,7 @@ def ill_mixed(
   offset: Scalar = 0.0,
   posterior_offset: Scalar = 0.0,
 ) -> Method:
-  """ILL on labels of all kinds at once.
+  """Imprecise label learning (ILL) on labels of all kinds at once.
 
   Args:
     model: the network. The paper evaluates its average: `teacher.averaged`.
@@ -241,6 +284,21 @@ def ill_mixed(
 
   Raises:
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
+
+  >>> import jax
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> tx = optax.sgd(0.1)
+  >>> method = ill_mixed(model, tx, optax.sgd(0.1), num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
+  ...   'candidates': jnp.array([[True, False], [True, True]]),
+  ...   'noisy': jnp.array([True, False]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, _ = jax.eval_shape(method.step, state, batch, jax.random.key(1))
+  >>> state.params['noise'].shape, state.extra.p_hat.shape
+  ((2, 2), (2,))
   """
   _check_scale(scale)
   _check_momentum(momentum)
@@ -287,6 +345,54 @@ def learned_transition(state: State, *, scale: Scalar = 1.0) -> Array:
     [c, c], P(noisy = j | clean = k), rows on the simplex.
   """
   return em.row_transition(state.params['noise'], scale=scale)
+
+
+# --- published settings ------------------------------------------------------
+
+
+def _noisy_settings(scale: float, net: str = 'preact_resnet18') -> Settings:
+  return Settings(
+    source='official YAML of noisy-label runs; strong view: AutoAugment',
+    method='ill_noisy',
+    net=net,
+    epochs=300,
+    batch_size=128,
+    learning_rate=0.02,
+    weight_decay=1e-3,
+    cosine_to=2e-4,
+    arguments={'scale': scale, 'entropy_weight': 0.1},
+  )
+
+
+_PARTIAL = Settings(
+  source='official YAML of partial-label runs; paper: ResNet-18, cosine',
+  method='ill_partial',
+  net='wide_resnet34_10',
+  epochs=200,
+  batch_size=64,
+  learning_rate=0.1,
+  weight_decay=1e-4,
+  drops=(100, 150),
+  arguments={'entropy_weight': 0.1},
+)
+SETTINGS: dict[Case, Settings] = {
+  ('cifar10', 'symmetric_inclusive', None): _noisy_settings(1.0),
+  ('cifar10', 'cifar10_asymmetric', None): _noisy_settings(1.0),
+  ('cifar100', 'symmetric_inclusive', 0.2): _noisy_settings(2.0),
+  ('cifar100', 'symmetric_inclusive', 0.5): _noisy_settings(2.25),
+  ('cifar100', 'symmetric_inclusive', 0.8): _noisy_settings(2.5),
+  ('cifar100', 'cifar100_pair_swaps', 0.4): _noisy_settings(2.0),
+  **{
+    ('cifar10', f'cifar10n_{name}', None): _noisy_settings(1.0, 'resnet34')
+    for name in ('aggre', 'random1', 'random2', 'random3', 'worse')
+  },
+  ('cifar100', 'cifar100n', None): _noisy_settings(2.0, 'resnet34'),
+  **{('cifar10', 'candidate_sets', q): _PARTIAL for q in (0.1, 0.3, 0.5, 0.7)},
+  **{
+    ('cifar100', 'candidate_sets', q): _PARTIAL for q in (0.01, 0.05, 0.1, 0.2)
+  },
+}
+"""By data set, noise and rate; those of `ill_noisy` and of `ill_partial`."""
 
 
 # --- the pieces --------------------------------------------------------------

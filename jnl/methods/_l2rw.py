@@ -1,5 +1,6 @@
 """Learning to reweight (L2RW)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,12 +17,21 @@ from jnl.base import (
   Model,
   Params,
   State,
-  Stats,
   Table,
   global_grad,
   global_mean,
   pack_rows,
   unplaced,
+  write_rows,
+)
+from jnl.methods._meta import (
+  Loss,
+  Passed,
+  Run,
+  forward,
+  mean_loss,
+  read_streams,
+  update_network,
 )
 from jnl.steps import predict_with
 
@@ -42,7 +52,7 @@ def l2rw(
   tx: optax.GradientTransformation,
   *,
   num_examples: int,
-  loss: meta.Loss = losses.ce,
+  loss: Loss = losses.ce,
   shards: int = 1,
 ) -> Method:
   r"""Each step learns from the examples that a clean batch agrees with.
@@ -70,13 +80,27 @@ def l2rw(
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Reweighted`. Metrics: `loss`, `meta_loss`,
-    `kept`, the share of examples of positive weight, `skipped`, and `unplaced`,
-    see `base.unplaced`.
+    size, `fit(streams={'meta': Stream(clean, batch_size)})`. `state.extra` is a
+    `Reweighted`. Metrics: `loss`, `meta_loss`, `kept`, the share of examples of
+    positive weight, `skipped`, and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if the batch lacks a stream, or has it in a wrong
       form.
+
+  >>> import jax
+  >>> from jnl.base import Outputs, unpack_rows
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = l2rw(model, optax.sgd(0.1), num_examples=4)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),
+  ...   'x_meta': jnp.eye(2), 'labels_meta': jnp.array([0, 1])}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> unpack_rows(state.extra.weights, 4).tolist()  # 3 has a wrong label
+  [1.0, 0.0, 0.0, 0.0]
 
   Reference: Ren, Zeng, Yang and Urtasun, "Learning to Reweight Examples for
   Robust Deep Learning", ICML 2018, arXiv 1803.09050. As in the official code,
@@ -89,41 +113,48 @@ def l2rw(
     return State(jnp.int32(0), params, stats, tx.init(params), extra)
 
   def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    train = meta.read_stream(batch, key)
-    clean = meta.read_stream(batch, key, meta=True)
-    run = meta.passing(model, loss, state.stats, train)
-    run_clean = meta.passing(model, loss, state.stats, clean)
+    train, clean = read_streams(batch, key)
+    run = partial(forward, model, loss, state.stats, train)
+    run_clean = partial(forward, model, loss, state.stats, clean)
 
-    def meta_fn(params: Params) -> tuple[Array, None]:
-      return run_clean(params).mean, None
-
-    def losses_fn(params: Params) -> tuple[Array, Array]:
-      passed = run(params)
-      return passed.losses, passed.weight
-
-    def loss_fn(params: Params) -> tuple[Array, Stats]:
-      passed = run(params)
-      return meta.total(passed.losses, weights), passed.stats
-
-    (meta_loss, _), direction = global_grad(meta_fn)(state.params)
+    # Which examples agree with the clean gradient, in one product.
+    (meta_loss, _), direction = global_grad(partial(mean_loss, run_clean))(
+      state.params
+    )
     _, alignment, usable = jax.jvp(
-      losses_fn, (state.params,), (direction,), has_aux=True
+      partial(_losses, run), (state.params,), (direction,), has_aux=True
     )
     weights = meta.l2rw_weights(alignment, usable)
-    (value, stats), gradient = global_grad(loss_fn)(state.params)
     kept = global_mean((weights > 0).astype(jnp.float32), usable > 0)
-    done = meta.all_finite(gradient) & (kept > 0)
-    now = state.params, state.stats, state.opt
-    params, stats, opt = meta.descend(tx, gradient, now, stats, done)
-    table = state.extra.weights
-    extra = Reweighted(meta.remember(table, batch['index'], weights, usable))
+
+    # The network learns from these.
+    loss_fn = partial(_weighted_loss, run, weights)
+    (value, _), now, done = update_network(tx, loss_fn, state, kept > 0)
+
+    # What is remembered, for people to look at, and reported.
     metrics = {
       'loss': value,
       'meta_loss': meta_loss,
       'kept': kept,
       'skipped': 1 - done.astype(jnp.float32),
-      **unplaced(extra, batch),
+      **unplaced(state.extra, batch),
     }
-    return State(state.step + 1, params, stats, opt, extra), metrics
+    extra = Reweighted(
+      write_rows(state.extra.weights, batch['index'], weights, where=usable > 0)
+    )
+    return State(state.step + 1, *now, extra), metrics
 
   return Method(init, step, predict_with(model))
+
+
+def _losses(run: Run, params: Params) -> tuple[Array, Array]:
+  """[b], and who has any."""
+  passed = run(params)
+  return passed.losses, passed.weight
+
+
+def _weighted_loss(
+  run: Run, weights: Array, params: Params
+) -> tuple[Array, tuple[Passed, tuple[()]]]:
+  passed = run(params)
+  return meta.total(passed.losses, weights), (passed, ())

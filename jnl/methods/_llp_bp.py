@@ -53,7 +53,7 @@ HEAD_TAG = 1
 
 
 class PseudoLabels(NamedTuple):
-  """What bags and similarities say of instances.
+  """Pseudo-labels and marginals of instances, and how propagation ended.
 
   Attributes:
     labels: [n] int32, decided.
@@ -79,7 +79,7 @@ def similarity_graph(
   search: Search = 'exact',
   scale: float | None = None,
 ) -> Graph:
-  r"""Ties between each instance and those that are most like it.
+  r"""The graph of ties between instances that are most alike.
 
   .. math:: s_{ij} = \exp(-|z_i - z_j| / \sigma)
 
@@ -101,6 +101,10 @@ def similarity_graph(
   Raises:
     TypeError, ValueError: if an argument is malformed, or a covariate is not
       finite.
+
+  >>> z = jnp.array([[0., 1.], [1., 0.], [0., 2.], [2., 0.]])
+  >>> similarity_graph(z, k=1).neighbors[:, 0].tolist()
+  [2, 3, 0, 1]
 
   Reference: as `pseudo_labels`.
   """
@@ -131,7 +135,7 @@ def pseudo_labels(
   damping: Scalar = 0.7,
   decision: Decision = 'threshold',
 ) -> PseudoLabels:
-  r"""Labels of instances, of which the counts in bags are known.
+  r"""Pseudo-labels of instances by belief propagation, given bag counts.
 
   Beliefs are propagated in the law
 
@@ -217,10 +221,10 @@ def refine(
   *,
   bag_weight: Scalar = 0.1,
 ) -> Method:
-  r"""Trains an embedding on pseudo-labels and on what is known of bags.
+  r"""The second stage of LLP-BP: learns from pseudo-labels and from bags.
 
-  With z the logits and h the features of the instances, y their pseudo-labels,
-  and g the second head,
+  The embedding that the next round ties by. With z the logits and h the
+  features of the instances, y their pseudo-labels, and g the second head,
 
   .. math:: L = \operatorname{mean}_i \ell(z_i, y_i)
     + \lambda \operatorname{mean}_b \ell\Big(g\Big(\frac1{m_b}
@@ -243,6 +247,19 @@ def refine(
 
   Raises:
     ValueError: if `bag_weight` is negative.
+
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = refine(model, model, optax.sgd(0.1))  # of instances, of bags
+  >>> labels = jnp.array([[0, 1, 0], [1, 1, 1]])  # as of `pseudo_labels`
+  >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),
+  ...   'instance_labels': labels,
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> sorted(metrics)
+  ['bags', 'instances', 'loss']
 
   Reference: Havaldar et al., ICLR 2024, arXiv 2310.08056, and its code.
   """

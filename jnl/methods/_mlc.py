@@ -1,5 +1,7 @@
 """Meta label correction (MLC)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,8 +27,22 @@ from jnl.base import (
   global_mean,
   pack_rows,
   unplaced,
+  write_rows,
 )
-from jnl.steps import predict_with, training_pass
+from jnl.methods._meta import (
+  Learners,
+  Passed,
+  Run,
+  StreamBatch,
+  forward,
+  mean_loss,
+  read_streams,
+  start,
+)
+from jnl.steps import all_finite, predict_with, select, training_pass
+
+_Correct = Callable[[Params, Passed], tuple[Array, Stats]]
+_Loss = Callable[[Params], tuple[Array, PyTree]]
 
 
 class Corrected(NamedTuple):
@@ -97,13 +113,30 @@ def mlc(
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Corrected`. Metrics: `loss`, `meta_loss` (after
-    the step), `kept`, the mean of what is left to the given class, `discount`,
-    and `unplaced`, see `base.unplaced`.
+    size, `fit(streams={'meta': Stream(clean, batch_size)})`. `state.extra` is a
+    `Corrected`. Metrics: `loss`, `meta_loss` (after the step), `kept`, the mean
+    of what is left to the given class, `discount`, and `unplaced`, see
+    `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if an argument is out of range, or if the batch lacks
       a stream or has it in a wrong form.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = mlc(model, optax.sgd(0.1), num_examples=4, num_features=2,
+  ...   num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),
+  ...   'x_meta': jnp.eye(2), 'labels_meta': jnp.array([0, 1])}
+  >>> key = jax.random.key(0)  # of the first step only the shapes, in no time
+  >>> state, metrics = jax.eval_shape(
+  ...   lambda: method.step(method.init(key), batch, key))
+  >>> sorted(metrics), state.extra.weights.rows.shape
+  (['discount', 'kept', 'loss', 'meta_loss', 'unplaced'], (1, 4))
 
   Reference: Zheng, Awadallah and Dumais, "Meta Label Correction for Noisy Label
   Learning", AAAI 2021, arXiv 1911.03809. The official code also has a mode in
@@ -116,88 +149,147 @@ def mlc(
   default = meta.corrector(num_features, num_classes)
   net = default if corrector is None else corrector
   net_tx = optax.amsgrad(3e-5) if corrector_tx is None else corrector_tx
+  learners = Learners(model, tx, net, net_tx)
 
   def init(key: Key) -> State:
-    key_model, key_corrector = jax.random.split(key)
-    params, stats = model.init(key_model)
-    alpha, alpha_stats = net.init(key_corrector)
-    extra = Corrected(
-      alpha,
-      alpha_stats,
-      net_tx.init(alpha),
-      jax.tree.map(jnp.zeros_like, alpha),
-      pack_rows(jnp.zeros(num_examples), shards),
-    )
-    return State(jnp.int32(0), params, stats, tx.init(params), extra)
+    network, (alpha, alpha_stats, alpha_opt) = start(learners, key)
+    gradient = jax.tree.map(jnp.zeros_like, alpha)
+    table = pack_rows(jnp.zeros(num_examples), shards)
+    extra = Corrected(alpha, alpha_stats, alpha_opt, gradient, table)
+    return State(jnp.int32(0), *network, extra)
 
-  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    old = state.extra
-    train = meta.read_stream(batch, key)
-    clean = meta.read_stream(batch, key, meta=True)
-    run = meta.passing(model, losses.ce, state.stats, train)
-    run_clean = meta.passing(model, losses.ce, state.stats, clean)
-
-    def correct(alpha: Params, passed: meta.Passed) -> tuple[Array, Stats]:
-      features, there = lax.stop_gradient((passed.features, passed.weight))
-      x, stats = (features, train.labels), old.corrector_stats
-      outputs, stats = training_pass(net, alpha, stats, x, train.keys, there)
-      return jax.nn.softmax(outputs.logits), stats
-
-    def loss_fn(params: Params) -> tuple[Array, PyTree]:
-      passed = run(params)
-      _check_features(passed.features, num_features)
-      labels, _ = correct(old.corrector, passed)
-      values = losses.ce(passed.logits, labels)
-      return global_mean(values, passed.weight), (passed, labels)
-
-    def meta_fn(params: Params) -> tuple[Array, None]:
-      return run_clean(params).mean, None
-
-    def objective(alpha: Params) -> tuple[Array, Stats]:
-      labels, stats = correct(alpha, passed)
-      slope = -jnp.sum(labels * slopes, axis=-1)
-      return global_mean(slope, passed.weight), stats
-
-    (value, (passed, labels)), gradient = global_grad(loss_fn)(state.params)
-    params, opt, pull = meta.virtual_step(gradient, state.params, state.opt, tx)
-    (meta_loss, _), by_moved = global_grad(meta_fn)(params)
-    direction = pull(by_moved)
-    slopes = meta.weight_gradient(
-      lambda params: jax.nn.log_softmax(run(params).logits),
-      state.params,
-      direction,
-    )
-    (_, alpha_stats), by_alpha = global_grad(objective)(old.corrector)
-    discount = jnp.zeros(())
-    if gradient_steps > 1:
-      _, before = global_grad(meta_fn)(state.params)
-      discount = meta.look_ahead_discount(before, by_moved, direction)
-      by_alpha = jax.tree.map(
-        lambda g, last: g + discount * last, by_alpha, old.gradient
-      )
-    alpha, alpha_opt, left = _corrector_step(
-      by_alpha, old, net_tx, (state.step + 1) % gradient_steps == 0
-    )
-    params, stats, opt, alpha, alpha_stats, alpha_opt, left = meta.settle(
-      meta.all_finite((params, by_alpha)),
-      (params, passed.stats, opt, alpha, alpha_stats, alpha_opt, left),
-      (state.params, state.stats, state.opt, *old[:4]),
-    )
-    kept = jnp.take_along_axis(
-      labels, train.labels[:, None], axis=1, mode='clip'
-    )[:, 0]
-    table = meta.remember(old.weights, batch['index'], kept, passed.weight)
-    metrics = {
-      'loss': value,
-      'meta_loss': meta_loss,
-      'kept': global_mean(kept, passed.weight),
-      'discount': discount,
-      **unplaced(table, batch),
-    }
-    extra = Corrected(alpha, alpha_stats, alpha_opt, left, table)
-    return State(state.step + 1, params, stats, opt, extra), metrics
-
+  step = partial(_step, learners, num_features, gradient_steps)
   return Method(init, step, predict_with(model))
+
+
+def _step(
+  learners: Learners,
+  num_features: int,
+  gradient_steps: int,
+  state: State,
+  batch: Batch,
+  key: Key,
+) -> tuple[State, Metrics]:
+  model, tx, net, net_tx = learners
+  old = state.extra
+  train, clean = read_streams(batch, key)
+  run = partial(forward, model, losses.ce, state.stats, train)
+  clean_loss = partial(
+    mean_loss, partial(forward, model, losses.ce, state.stats, clean)
+  )
+  correct = partial(_correct, net, old.corrector_stats, train)
+  loss_fn = partial(_corrected_loss, run, correct, num_features)
+
+  # The step, which is the virtual one too; what it does to the clean loss.
+  found, gradient = global_grad(loss_fn)(state.params, old.corrector)
+  value, (passed, labels) = found
+  virtual = meta.virtual_step(gradient, state.params, state.opt, tx)
+  ahead = meta.look_ahead(
+    virtual,
+    clean_loss,
+    lambda params: jax.nn.log_softmax(run(params).logits),
+    state.params,
+  )
+
+  # The corrector descends that, over so many steps together.
+  objective = partial(_objective, correct, passed, ahead.slopes)
+  (_, alpha_stats), by_alpha = global_grad(objective)(old.corrector)
+  discount = jnp.zeros(())
+  if gradient_steps > 1:
+    by_alpha, discount = _with_earlier(
+      by_alpha, old.gradient, clean_loss, state.params, ahead
+    )
+
+  # Both step, or neither does; the corrector if its turn has come.
+  done = all_finite((virtual.params, by_alpha))
+  network = virtual.params, passed.stats, virtual.opt
+  now = select(done, network, (state.params, state.stats, state.opt))
+  due = (state.step + 1) % gradient_steps == 0
+  corrector = _update_corrector(net_tx, by_alpha, alpha_stats, old, due, done)
+
+  # What is remembered, and reported.
+  kept, table = _remember(
+    old.weights, batch['index'], train.labels, labels, passed.weight
+  )
+  metrics = {
+    'loss': value,
+    'meta_loss': ahead.meta_loss,
+    'kept': global_mean(kept, passed.weight),
+    'discount': discount,
+    **unplaced(table, batch),
+  }
+  extra = Corrected(*corrector, table)
+  return State(state.step + 1, *now, extra), metrics
+
+
+def _correct(
+  net: Model, stats: Stats, train: StreamBatch, alpha: Params, passed: Passed
+) -> tuple[Array, Stats]:
+  """Soft labels [b, c], without a gradient by the network."""
+  features, there = lax.stop_gradient((passed.features, passed.weight))
+  x = features, train.labels
+  outputs, stats = training_pass(net, alpha, stats, x, train.keys, there)
+  return jax.nn.softmax(outputs.logits), stats
+
+
+def _corrected_loss(
+  run: Run, correct: _Correct, num_features: int, params: Params, alpha: Params
+) -> tuple[Array, tuple[Passed, Array]]:
+  passed = run(params)
+  _check_features(passed.features, num_features)
+  labels, _ = correct(alpha, passed)
+  values = losses.ce(passed.logits, labels)
+  return global_mean(values, passed.weight), (passed, labels)
+
+
+def _objective(
+  correct: _Correct, passed: Passed, slopes: Array, alpha: Params
+) -> tuple[Array, Stats]:
+  """The clean loss after the step, to first order in the labels."""
+  labels, stats = correct(alpha, passed)
+  slope = -jnp.sum(labels * slopes, axis=-1)
+  return global_mean(slope, passed.weight), stats
+
+
+def _with_earlier(
+  gradient: Params,
+  earlier: Params,
+  clean_loss: _Loss,
+  params: Params,
+  ahead: meta.LookAhead,
+) -> tuple[Params, Array]:
+  """The gradient with those of the steps before, and their discount []."""
+  _, before = global_grad(clean_loss)(params)
+  discount = meta.look_ahead_discount(before, ahead.gradient, ahead.direction)
+  return jax.tree.map(
+    lambda g, last: g + discount * last, gradient, earlier
+  ), discount
+
+
+def _update_corrector(
+  tx: optax.GradientTransformation,
+  gradient: Params,
+  stats: Stats,
+  old: Corrected,
+  due: Array,
+  done: Array,
+) -> tuple[Params, Stats, optax.OptState, Params]:
+  """A step of the corrector if it is due; else its gradient is kept."""
+  updates, opt = tx.update(gradient, old.corrector_opt, old.corrector)
+  moved = optax.apply_updates(old.corrector, updates)
+  empty = jax.tree.map(jnp.zeros_like, gradient)
+  alpha, opt, left = select(
+    due, (moved, opt, empty), (old.corrector, old.corrector_opt, gradient)
+  )
+  return select(done, (alpha, stats, opt, left), old[:4])
+
+
+def _remember(
+  table: Table, index: Array, given: Array, labels: Array, weight: Array
+) -> tuple[Array, Table]:
+  """What is left to the given class [b], and the table with it."""
+  kept = jnp.take_along_axis(labels, given[:, None], axis=1, mode='clip')[:, 0]
+  return kept, write_rows(table, index, kept, where=weight > 0)
 
 
 def _check_features(features: Array, num_features: int) -> None:
@@ -205,19 +297,4 @@ def _check_features(features: Array, num_features: int) -> None:
     features.ndim == 2 and features.shape[1] == num_features,
     f'features of the network must be [b, num_features = {num_features}], got '
     f'{features.shape}',
-  )
-
-
-def _corrector_step(
-  gradient: Params,
-  old: Corrected,
-  tx: optax.GradientTransformation,
-  due: Array,
-) -> tuple[Params, optax.OptState, Params]:
-  """One step of the corrector if it is due; else its gradient is kept."""
-  updates, opt = tx.update(gradient, old.corrector_opt, old.corrector)
-  moved = optax.apply_updates(old.corrector, updates)
-  empty = jax.tree.map(jnp.zeros_like, gradient)
-  return meta.settle(
-    due, (moved, opt, empty), (old.corrector, old.corrector_opt, gradient)
   )

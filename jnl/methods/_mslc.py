@@ -1,5 +1,7 @@
 """Meta soft label corrector (MSLC)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,6 +30,17 @@ from jnl.base import (
   pack_rows,
   read_rows,
   unplaced,
+  write_rows,
+)
+from jnl.methods._meta import (
+  Learners,
+  Passed,
+  Run,
+  forward,
+  mean_loss,
+  read_streams,
+  update_network,
+  update_weigher,
 )
 from jnl.methods._mwn import weigher_optimizer
 from jnl.steps import predict_with
@@ -98,12 +111,29 @@ def mslc(
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Purified`. Metrics: `loss`, `meta_loss`,
-    `alpha` and `beta`, their means, and `unplaced`, see `base.unplaced`.
+    size, `fit(streams={'meta': Stream(clean, batch_size)})`. `state.extra` is a
+    `Purified`. Metrics: `loss`, `meta_loss`, `alpha` and `beta`, their means,
+    and `unplaced`, see `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if `warmup` is negative, or if the batch lacks a
       stream or has it in a wrong form.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> tx = optax.sgd(0.1)
+  >>> method = mslc(model, tx, optax.sgd(0.1), num_examples=4, num_classes=2)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),
+  ...   'x_meta': jnp.eye(2), 'labels_meta': jnp.array([0, 1])}
+  >>> key = jax.random.key(0)  # of the first step only the shapes, in no time
+  >>> state, metrics = jax.eval_shape(
+  ...   lambda: method.step(method.init(key), batch, key))
+  >>> sorted(metrics), state.extra.labels.rows.shape
+  (['alpha', 'beta', 'loss', 'meta_loss', 'unplaced'], (1, 4, 2))
 
   Reference: Wu, Shu, Xie, Zhao and Meng, "Learning to Purify Noisy Labels via
   Meta Soft Label Corrector", AAAI 2021, arXiv 2008.00627.
@@ -113,109 +143,155 @@ def mslc(
   net_tx = weigher_optimizer() if weigher_tx is None else weigher_tx
 
   def init(key: Key) -> State:
-    key_model, key_alpha, key_beta = jax.random.split(key, 3)
+    key_model, *keys = jax.random.split(key, 3)
     params, stats = model.init(key_model)
-    (alpha, alpha_stats), (beta, beta_stats) = (
-      net.init(k) for k in (key_alpha, key_beta)
-    )
+    (alpha, alpha_stats), (beta, beta_stats) = map(net.init, keys)
+    nets, nets_stats = (alpha, beta), (alpha_stats, beta_stats)
+    labels = jnp.zeros((num_examples, num_classes), dtype)
     extra = Purified(
-      (alpha, beta),
-      (alpha_stats, beta_stats),
-      net_tx.init((alpha, beta)),
+      nets,
+      nets_stats,
+      net_tx.init(nets),
       virtual_tx.init(params),
-      pack_rows(jnp.zeros((num_examples, num_classes), dtype), shards),
+      pack_rows(labels, shards),
       pack_rows(jnp.zeros(num_examples), shards),
     )
     return State(jnp.int32(0), params, stats, tx.init(params), extra)
 
-  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    old, index = state.extra, batch['index']
-    warm = state.step < warmup
-    train = meta.read_stream(batch, key)
-    clean = meta.read_stream(batch, key, meta=True)
-    run = meta.passing(model, losses.ce, state.stats, train)
-    run_clean = meta.passing(model, losses.ce, state.stats, clean)
-    known = read_rows(old.labels, index).astype(jnp.float32)
-    seen = jnp.sum(known, axis=1, keepdims=True) > 0
-
-    def recall(logits: Array) -> Array:
-      """The soft label in memory, or else the prediction."""
-      return jnp.where(seen, known, jax.nn.softmax(lax.stop_gradient(logits)))
-
-    def parts(params: Params) -> tuple[Array, meta.Passed]:
-      passed = run(params)
-      values = meta.mslc_losses(
-        passed.logits, train.labels, recall(passed.logits)
-      )
-      # `passed` knows which of them are not finite, from the first.
-      there = passed.weight > 0
-      return jnp.where(there, values, 0), passed
-
-    def trust(
-      nets: PyTree, values: Array, there: Array
-    ) -> tuple[Array, Array, PyTree]:
-      values, keys = lax.stop_gradient(values), train.keys
-      (alpha, alpha_stats), (beta, beta_stats) = (
-        meta.weigh(net, nets[i], old.nets_stats[i], values[i], keys, there)
-        for i in range(2)
-      )
-      return jnp.where(warm, 1, alpha), beta, (alpha_stats, beta_stats)
-
-    def loss_fn(params: Params, nets: PyTree) -> tuple[Array, PyTree]:
-      values, passed = parts(params)
-      alpha, beta, _ = trust(nets, values, passed.weight)
-      mixed = meta.mslc_mix(values, alpha, beta)
-      return global_mean(mixed, passed.weight), (passed, values, alpha, beta)
-
-    def meta_fn(params: Params) -> tuple[Array, None]:
-      return run_clean(params).mean, None
-
-    def objective(nets: PyTree) -> tuple[Array, PyTree]:
-      alpha, beta, stats = trust(nets, values, passed.weight)
-      slope = meta.mslc_mix(slopes, alpha, beta)
-      return global_mean(slope, passed.weight), stats
-
-    (_, (passed, values, _, _)), gradient = global_grad(loss_fn)(
-      state.params, old.nets
-    )
-    moved, virtual_opt, pull = meta.virtual_step(
-      gradient, state.params, old.virtual_opt, virtual_tx
-    )
-    (meta_loss, _), by_moved = global_grad(meta_fn)(moved)
-    slopes = meta.weight_gradient(
-      lambda params: parts(params)[0], state.params, pull(by_moved)
-    )
-    (_, nets_stats), by_nets = global_grad(objective)(old.nets)
-    learned = meta.all_finite(by_nets) & ~warm
-    nets, nets_stats, nets_opt = meta.descend(
-      net_tx, by_nets, old[:3], nets_stats, learned
-    )
-    (value, (passed, _, alpha, beta)), gradient = global_grad(loss_fn)(
-      state.params, nets
-    )
-    now = state.params, state.stats, state.opt
-    params, stats, opt = meta.descend(
-      tx, gradient, now, passed.stats, meta.all_finite(gradient)
-    )
-    soft = meta.mslc_labels(
-      passed.logits, train.labels, recall(passed.logits), alpha, beta
-    )
-    soft = jnp.where(warm, jax.nn.softmax(passed.logits), soft)
-    extra = Purified(
-      nets,
-      nets_stats,
-      nets_opt,
-      virtual_opt,
-      meta.remember(old.labels, index, soft, passed.weight),
-      meta.remember(old.weights, index, alpha, passed.weight),
-    )
-    metrics = {
-      'loss': value,
-      'meta_loss': meta_loss,
-      'alpha': global_mean(alpha, passed.weight),
-      'beta': global_mean(beta, passed.weight),
-      **unplaced(extra, batch),
-    }
-    return State(state.step + 1, params, stats, opt, extra), metrics
-
+  step = partial(_step, Learners(model, tx, net, net_tx), virtual_tx, warmup)
   return Method(init, step, predict_with(model))
+
+
+class _Parts(NamedTuple):
+  """The losses of a pass, and what they are losses of.
+
+  Attributes:
+    values: [3, b], of the label, the memory and the prediction.
+    soft: [b, c], the soft label in memory, or else the prediction.
+    passed: the pass.
+  """
+
+  values: Array
+  soft: Array
+  passed: Passed
+
+
+class _Mixed(NamedTuple):
+  """A mixture of them: trust [b] in the label, and in the memory."""
+
+  parts: _Parts
+  alpha: Array
+  beta: Array
+
+
+_Part = Callable[[Params], _Parts]
+_Trust = Callable[[PyTree, _Parts], tuple[Array, Array, PyTree]]
+
+
+def _step(
+  learners: Learners,
+  virtual_tx: optax.GradientTransformation,
+  warmup: Scalar,
+  state: State,
+  batch: Batch,
+  key: Key,
+) -> tuple[State, Metrics]:
+  model, tx, net, net_tx = learners
+  old, warm = state.extra, state.step < warmup
+  train, clean = read_streams(batch, key)
+  run = partial(forward, model, losses.ce, state.stats, train)
+  run_clean = partial(forward, model, losses.ce, state.stats, clean)
+  known = read_rows(old.labels, batch['index']).astype(jnp.float32)
+  part = partial(_part, run, train.labels, known)
+  trust = partial(_trust, net, old.nets_stats, train.keys, warm)
+  mixed = partial(_mixed_loss, part, trust)
+
+  # A virtual step with the weighers as they are; what the clean loss says.
+  (_, (_, first)), gradient = global_grad(mixed)(state.params, old.nets)
+  virtual = meta.virtual_step(
+    gradient, state.params, old.virtual_opt, virtual_tx
+  )
+  ahead = meta.look_ahead(
+    virtual,
+    partial(mean_loss, run_clean),
+    lambda params: part(params).values,
+    state.params,
+  )
+
+  # The weighers descend the clean loss, ...
+  objective = partial(_objective, trust, first.parts, ahead.slopes)
+  nets = update_weigher(net_tx, objective, old[:3], ~warm)
+
+  # ... the network its own with the new mixture, which is remembered.
+  loss_fn = partial(mixed, nets=nets[0])
+  (value, (passed, found)), now, _ = update_network(tx, loss_fn, state)
+  tables = _remember(old, batch['index'], train.labels, warm, found)
+
+  metrics = {
+    'loss': value,
+    'meta_loss': ahead.meta_loss,
+    'alpha': global_mean(found.alpha, passed.weight),
+    'beta': global_mean(found.beta, passed.weight),
+    **unplaced(tables, batch),
+  }
+  extra = Purified(*nets, virtual.opt, *tables)
+  return State(state.step + 1, *now, extra), metrics
+
+
+def _part(run: Run, labels: Array, known: Array, params: Params) -> _Parts:
+  passed = run(params)
+  probs = jax.nn.softmax(lax.stop_gradient(passed.logits))
+  seen = jnp.sum(known, axis=1, keepdims=True) > 0
+  soft = jnp.where(seen, known, probs)
+  values = meta.mslc_losses(passed.logits, labels, soft)
+  # `passed` knows which of them are not finite, from the first.
+  return _Parts(jnp.where(passed.weight > 0, values, 0), soft, passed)
+
+
+def _trust(
+  net: Model,
+  stats: tuple[Stats, Stats],
+  keys: Key,
+  warm: Array,
+  nets: PyTree,
+  parts: _Parts,
+) -> tuple[Array, Array, PyTree]:
+  """Alpha and beta [b], without a gradient by the network; new statistics."""
+  values, there = lax.stop_gradient((parts.values, parts.passed.weight))
+  (alpha, alpha_stats), (beta, beta_stats) = (
+    meta.weigh(net, nets[i], stats[i], values[i], keys, there) for i in range(2)
+  )
+  return jnp.where(warm, 1, alpha), beta, (alpha_stats, beta_stats)
+
+
+def _mixed_loss(
+  part: _Part, trust: _Trust, params: Params, nets: PyTree
+) -> tuple[Array, tuple[Passed, _Mixed]]:
+  parts = part(params)
+  alpha, beta, _ = trust(nets, parts)
+  mixed = meta.mslc_mix(parts.values, alpha, beta)
+  loss = global_mean(mixed, parts.passed.weight)
+  return loss, (parts.passed, _Mixed(parts, alpha, beta))
+
+
+def _objective(
+  trust: _Trust, parts: _Parts, slopes: Array, nets: PyTree
+) -> tuple[Array, PyTree]:
+  """The clean loss after the virtual step, to first order in the mixture."""
+  alpha, beta, stats = trust(nets, parts)
+  slope = meta.mslc_mix(slopes, alpha, beta)
+  return global_mean(slope, parts.passed.weight), stats
+
+
+def _remember(
+  old: Purified, index: Array, labels: Array, warm: Array, found: _Mixed
+) -> tuple[Table, Table]:
+  """The tables of soft labels and of alphas, with those of the batch."""
+  (_, soft, passed), alpha, beta = found
+  mixed = meta.mslc_labels(passed.logits, labels, soft, alpha, beta)
+  soft = jnp.where(warm, jax.nn.softmax(passed.logits), mixed)
+  there = passed.weight > 0
+  return (
+    write_rows(old.labels, index, soft, where=there),
+    write_rows(old.weights, index, alpha, where=there),
+  )

@@ -1,8 +1,9 @@
 """Meta-Weight-Net (MWN)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,6 @@ from jnl.base import (
   Metrics,
   Model,
   Params,
-  PyTree,
   State,
   Stats,
   Table,
@@ -24,8 +24,24 @@ from jnl.base import (
   global_mean,
   pack_rows,
   unplaced,
+  write_rows,
+)
+from jnl.methods._meta import (
+  Learners,
+  Loss,
+  Passed,
+  Run,
+  forward,
+  mean_loss,
+  read_streams,
+  start,
+  update_network,
+  update_weigher,
 )
 from jnl.steps import predict_with
+
+_Weigh = Callable[[Params, Passed], tuple[Array, Stats]]
+"""From a weigher and a pass to weights [b] and the weigher's statistics."""
 
 
 class Weighed(NamedTuple):
@@ -54,7 +70,7 @@ def mwn(
   num_examples: int,
   weigher: Model | None = None,
   weigher_tx: optax.GradientTransformation | None = None,
-  loss: meta.Loss = losses.ce,
+  loss: Loss = losses.ce,
   shards: int = 1,
 ) -> Method:
   r"""A small network learns how much to trust an example with such a loss.
@@ -87,12 +103,29 @@ def mwn(
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
     `labels_meta` and maybe `weight_meta` and `index_meta`: a clean batch of any
-    size. `state.extra` is a `Weighed`. Metrics: `loss`, `meta_loss`,
-    `mean_weight`, and `unplaced`, see `base.unplaced`.
+    size, `fit(streams={'meta': Stream(clean, batch_size)})`. `state.extra` is a
+    `Weighed`. Metrics: `loss`, `meta_loss`, `mean_weight`, and `unplaced`, see
+    `base.unplaced`.
 
   Raises:
     ValueError, TypeError: if the batch lacks a stream, or has it in a wrong
       form.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> tx = optax.sgd(0.1)
+  >>> method = mwn(model, tx, virtual_tx=optax.sgd(0.1), num_examples=4)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),
+  ...   'x_meta': jnp.eye(2), 'labels_meta': jnp.array([0, 1])}
+  >>> key = jax.random.key(0)  # of the first step only the shapes, in no time
+  >>> state, metrics = jax.eval_shape(
+  ...   lambda: method.step(method.init(key), batch, key))
+  >>> sorted(metrics), state.extra.weights.rows.shape
+  (['loss', 'mean_weight', 'meta_loss', 'unplaced'], (1, 4))
 
   Reference: Shu, Xie, Yi, Zhao, Zhou, Xu and Meng, "Meta-Weight-Net: Learning
   an Explicit Mapping For Sample Weighting", NeurIPS 2019, arXiv 1902.07379. The
@@ -100,77 +133,98 @@ def mwn(
   """
   net = meta.weigher() if weigher is None else weigher
   net_tx = weigher_optimizer() if weigher_tx is None else weigher_tx
+  learners = Learners(model, tx, net, net_tx)
 
   def init(key: Key) -> State:
-    key_model, key_weigher = jax.random.split(key)
-    params, stats = model.init(key_model)
-    omega, omega_stats = net.init(key_weigher)
-    extra = Weighed(
-      omega,
-      omega_stats,
-      net_tx.init(omega),
-      virtual_tx.init(params),
-      pack_rows(jnp.zeros(num_examples), shards),
-    )
-    return State(jnp.int32(0), params, stats, tx.init(params), extra)
+    network, learned = start(learners, key)
+    virtual_opt = virtual_tx.init(network[0])
+    table = pack_rows(jnp.zeros(num_examples), shards)
+    extra = Weighed(*learned, virtual_opt, table)
+    return State(jnp.int32(0), *network, extra)
 
-  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    old = state.extra
-    train = meta.read_stream(batch, key)
-    clean = meta.read_stream(batch, key, meta=True)
-    run = meta.passing(model, loss, state.stats, train)
-    run_clean = meta.passing(model, loss, state.stats, clean)
-
-    def weigh(omega: Params, passed: meta.Passed) -> tuple[Array, Stats]:
-      values, there = lax.stop_gradient((passed.losses, passed.weight))
-      stats = old.weigher_stats
-      return meta.weigh(net, omega, stats, values, train.keys, there)
-
-    def loss_fn(params: Params, omega: Params) -> tuple[Array, PyTree]:
-      passed = run(params)
-      weights, _ = weigh(omega, passed)
-      mean = global_mean(weights * passed.losses, passed.weight)
-      return mean, (passed, weights)
-
-    def meta_fn(params: Params) -> tuple[Array, None]:
-      return run_clean(params).mean, None
-
-    def objective(omega: Params) -> tuple[Array, Stats]:
-      weights, stats = weigh(omega, passed)
-      return global_mean(slopes * weights, passed.weight), stats
-
-    (_, (passed, _)), gradient = global_grad(loss_fn)(state.params, old.weigher)
-    moved, virtual_opt, pull = meta.virtual_step(
-      gradient, state.params, old.virtual_opt, virtual_tx
-    )
-    (meta_loss, _), by_moved = global_grad(meta_fn)(moved)
-    slopes = meta.weight_gradient(
-      lambda params: run(params).losses, state.params, pull(by_moved)
-    )
-    (_, omega_stats), by_omega = global_grad(objective)(old.weigher)
-    omega, omega_stats, omega_opt = meta.descend(
-      net_tx, by_omega, old[:3], omega_stats, meta.all_finite(by_omega)
-    )
-    (value, (passed, weights)), gradient = global_grad(loss_fn)(
-      state.params, omega
-    )
-    now = state.params, state.stats, state.opt
-    params, stats, opt = meta.descend(
-      tx, gradient, now, passed.stats, meta.all_finite(gradient)
-    )
-    table = meta.remember(old.weights, batch['index'], weights, passed.weight)
-    extra = Weighed(omega, omega_stats, omega_opt, virtual_opt, table)
-    metrics = {
-      'loss': value,
-      'meta_loss': meta_loss,
-      'mean_weight': global_mean(weights, passed.weight),
-      **unplaced(extra, batch),
-    }
-    return State(state.step + 1, params, stats, opt, extra), metrics
-
+  step = partial(_step, learners, virtual_tx, loss)
   return Method(init, step, predict_with(model))
 
 
 def weigher_optimizer() -> optax.GradientTransformation:
-  """That of the official code: Adam, rate 1e-3, weight decay 1e-4."""
+  """The weigher's optimizer in official code: Adam, 1e-3, weight decay 1e-4.
+
+  Returns:
+    The optimizer, for `mwn(weigher_tx=...)`.
+  """
   return optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3))
+
+
+def _step(
+  learners: Learners,
+  virtual_tx: optax.GradientTransformation,
+  loss: Loss,
+  state: State,
+  batch: Batch,
+  key: Key,
+) -> tuple[State, Metrics]:
+  model, tx, net, net_tx = learners
+  old = state.extra
+  train, clean = read_streams(batch, key)
+  run = partial(forward, model, loss, state.stats, train)
+  run_clean = partial(forward, model, loss, state.stats, clean)
+  weigh = partial(_weigh, net, old.weigher_stats, train.keys)
+  weighted = partial(_weighted_loss, run, weigh)
+
+  # A virtual step with the weigher as it is; what the clean loss says of it.
+  (_, (first, _)), gradient = global_grad(weighted)(state.params, old.weigher)
+  virtual = meta.virtual_step(
+    gradient, state.params, old.virtual_opt, virtual_tx
+  )
+  ahead = meta.look_ahead(
+    virtual,
+    partial(mean_loss, run_clean),
+    lambda params: run(params).losses,
+    state.params,
+  )
+
+  # The weigher descends the clean loss, ...
+  objective = partial(_objective, weigh, first, ahead.slopes)
+  weigher = update_weigher(net_tx, objective, old[:3])
+
+  # ... the network its own with the new weights.
+  loss_fn = partial(weighted, omega=weigher[0])
+  (value, (passed, weights)), now, _ = update_network(tx, loss_fn, state)
+
+  # What is remembered, and reported.
+  table = write_rows(
+    old.weights, batch['index'], weights, where=passed.weight > 0
+  )
+  metrics = {
+    'loss': value,
+    'meta_loss': ahead.meta_loss,
+    'mean_weight': global_mean(weights, passed.weight),
+    **unplaced(table, batch),
+  }
+  extra = Weighed(*weigher, virtual.opt, table)
+  return State(state.step + 1, *now, extra), metrics
+
+
+def _weigh(
+  net: Model, stats: Stats, keys: Key, omega: Params, passed: Passed
+) -> tuple[Array, Stats]:
+  """Weights of a pass, without a gradient by the network."""
+  values, there = lax.stop_gradient((passed.losses, passed.weight))
+  return meta.weigh(net, omega, stats, values, keys, there)
+
+
+def _weighted_loss(
+  run: Run, weigh: _Weigh, params: Params, omega: Params
+) -> tuple[Array, tuple[Passed, Array]]:
+  passed = run(params)
+  weights, _ = weigh(omega, passed)
+  mean = global_mean(weights * passed.losses, passed.weight)
+  return mean, (passed, weights)
+
+
+def _objective(
+  weigh: _Weigh, passed: Passed, slopes: Array, omega: Params
+) -> tuple[Array, Stats]:
+  """The clean loss after the virtual step, to first order in the weights."""
+  weights, stats = weigh(omega, passed)
+  return global_mean(slopes * weights, passed.weight), stats

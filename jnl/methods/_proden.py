@@ -33,7 +33,7 @@ def proden(
   shards: int = 1,
   dtype: DTypeLike = jnp.float32,
 ) -> Method:
-  r"""Cross-entropy against confidences that follow the predictions.
+  r"""PRODEN: cross-entropy against confidences that follow the predictions.
 
   .. math:: \ell_i = -\sum_k w_{ik} \log p_{ik},\qquad
     w_{ik} \leftarrow p_{ik}\, 1[k \in S_i] \Big/ \sum_{j \in S_i} p_{ij}
@@ -58,6 +58,20 @@ def proden(
 
   Raises:
     ValueError: if a batch lacks an array.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = proden(model, optax.sgd(0.1), num_examples=4, num_classes=2)
+  >>> batch = {'x': jnp.eye(2),
+  ...   'candidates': jnp.array([[True, False], [True, True]]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> state.extra.rows.tolist()  # the confidences of examples 0 and 3
+  [[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.5, 0.5]]]
 
   Reference: Lv, Xu, Feng, Niu, Geng, Sugiyama, "Progressive Identification of
   True Labels for Partial-Label Learning", ICML 2020, arXiv 2002.08053.

@@ -1,6 +1,7 @@
 """Self-taught on-the-fly meta loss rescaling (STORM)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ from jnl.base import (
   Metrics,
   Model,
   Params,
-  PyTree,
   State,
   Stats,
   Table,
@@ -28,8 +28,19 @@ from jnl.base import (
   global_sum,
   pack_rows,
   unplaced,
+  write_rows,
 )
-from jnl.steps import predict_with
+from jnl.methods._meta import (
+  Learners,
+  Loss,
+  Passed,
+  StreamBatch,
+  forward,
+  read_streams,
+  start,
+  update_weigher,
+)
+from jnl.steps import all_finite, predict_with, select
 
 
 class Rescaled(NamedTuple):
@@ -52,22 +63,6 @@ class Rescaled(NamedTuple):
   weights: Table
 
 
-class Seen(NamedTuple):
-  """A stream as the rescaler sees it.
-
-  Attributes:
-    features: [b, 19].
-    labels: [b].
-    weight: [b], 0 where one of the passes had no finite loss.
-    memory: with the batch in it.
-  """
-
-  features: Array
-  labels: Array
-  weight: Array
-  memory: meta.Memory
-
-
 def storm(
   model: Model,
   tx: optax.GradientTransformation,
@@ -82,7 +77,7 @@ def storm(
   rescaler: Model | None = None,
   rescaler_tx: optax.GradientTransformation | None = None,
   augment: Callable[[Key, Inputs], Inputs] | None = None,
-  loss: meta.Loss = losses.ce,
+  loss: Loss = losses.ce,
   shards: int = 1,
 ) -> Method:
   r"""A rescaler learns from noisy data alone how much to trust an example.
@@ -125,8 +120,9 @@ def storm(
 
   Returns:
     A method over batches of `x`, `labels`, `weight`, `index`, and of `x_meta`,
-    `labels_meta` and maybe `weight_meta` and `index_meta`, drawn from the same
-    training set (`meta.drawn`); no clean data. `state.extra` is a `Rescaled`.
+    `labels_meta` and maybe `weight_meta` and `index_meta`, of the same training
+    set, `fit(streams={'meta': Stream(data, batch_size)})`; no clean data.
+    `state.extra` is a `Rescaled`.
     Metrics: `loss` and `meta_loss`, divided by the size of the batch,
     `mean_weight`, `agreement`, the share of examples whose label most passes
     predict, and `unplaced`, see `base.unplaced`.
@@ -135,6 +131,22 @@ def storm(
     ValueError, TypeError: if an argument is out of range, the batch lacks a
       stream, has one example, or more than `batch_size`, or if the network has
       more classes than `num_classes`.
+
+  >>> import jax
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> method = storm(model, optax.sgd(0.1), num_examples=4, num_classes=2,
+  ...   batch_size=2)
+  >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),
+  ...   'x_meta': jnp.eye(2), 'labels_meta': jnp.array([1, 1])}
+  >>> key = jax.random.key(0)  # of the first step only the shapes, in no time
+  >>> state, metrics = jax.eval_shape(
+  ...   lambda: method.step(method.init(key), batch, key))
+  >>> sorted(metrics), state.extra.memory.rows.shape
+  (['agreement', 'loss', 'mean_weight', 'meta_loss', 'unplaced'], (2, 2, 5))
 
   Reference: Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic
   and Gasic, "Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss
@@ -150,134 +162,219 @@ def storm(
   )
   net = meta.rescaler(num_classes) if rescaler is None else rescaler
   net_tx = optax.adam(1e-2) if rescaler_tx is None else rescaler_tx
+  learners = Learners(model, tx, net, net_tx)
   epoch = num_examples // batch_size
+  options = _Options(loss, augment, passes, g_meta, g_outer, epoch)
 
   def init(key: Key) -> State:
-    key_model, key_rescaler = jax.random.split(key)
-    params, stats = model.init(key_model)
-    omega, omega_stats = net.init(key_rescaler)
-    extra = Rescaled(
-      omega,
-      omega_stats,
-      net_tx.init(omega),
-      meta.storm_memory(num_classes, window * batch_size),
-      meta.storm_memory(num_classes, window * batch_size),
-      pack_rows(jnp.zeros(num_examples), shards),
-    )
-    return State(jnp.int32(0), params, stats, tx.init(params), extra)
-
-  def run(params: Params, stats: Stats, stream: meta.Stream) -> meta.Passed:
-    if augment is not None:
-      stream = stream._replace(x=augment(stream.keys, stream.x))
-    return meta.passing(model, loss, stats, stream)(params)
-
-  def see(
-    params: Params,
-    stats: Stats,
-    stream: meta.Stream,
-    first: meta.Passed,
-    memory: meta.Memory,
-  ) -> Seen:
-    """The other passes, and what all of them come to."""
-    params = lax.stop_gradient(params)
-
-    def another(number: Array) -> tuple[Array, Array, Array]:
-      keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(stream.keys)
-      passed = run(params, stats, stream._replace(keys=keys))
-      return passed.losses, passed.logits, passed.weight
-
-    all_passes = (first.losses[None], first.logits[None], first.weight[None])
-    if passes > 1:
-      others = jax.vmap(another)(jnp.arange(1, passes))
-      all_passes = jax.tree.map(
-        lambda *a: jnp.concatenate(a), all_passes, others
-      )
-    values, logits, weight = all_passes
-    weight = jnp.where(jnp.all(weight > 0, axis=0), first.weight, 0)
-    features, memory = meta.storm_features(
-      values, logits, stream.labels, memory, weight
-    )
-    return Seen(features, stream.labels, weight, memory)
-
-  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    old = state.extra
-    train = meta.read_stream(batch, key)
-    drawn = meta.read_stream(batch, key, meta=True)
-    fresh = state.step % epoch == 0
+    network, learned = start(learners, key)
+    size = window * batch_size
     memory, memory_meta = (
-      m._replace(filled=jnp.where(fresh, 0, m.filled))
-      for m in (old.memory, old.memory_meta)
+      meta.storm_memory(num_classes, size) for _ in range(2)
     )
+    table = pack_rows(jnp.zeros(num_examples), shards)
+    extra = Rescaled(*learned, memory, memory_meta, table)
+    return State(jnp.int32(0), *network, extra)
 
-    def weigh(omega: Params, seen: Seen, keys: Key) -> tuple[Array, Stats]:
-      stats = old.rescaler_stats
-      weights, stats = meta.rescale(net, omega, stats, *seen[:3], keys)
-      # That of a label out of range is not a number.
-      return jnp.where(seen.weight > 0, weights, 0), stats
-
-    def weighted(
-      params: Params, stream: meta.Stream, memory: meta.Memory
-    ) -> tuple[Array, PyTree]:
-      passed = run(params, state.stats, stream)
-      seen = see(params, state.stats, stream, passed, memory)
-      weights, _ = weigh(old.rescaler, seen, stream.keys)
-      loss = meta.total(weights * passed.losses, seen.weight)
-      return loss, (passed, seen, weights)
-
-    def objective(omega: Params) -> tuple[Array, Stats]:
-      weights, stats = weigh(omega, seen, train.keys)
-      value = jnp.zeros(())
-      if g_meta:
-        value += meta.total(slopes * weights, seen.weight)
-      if g_outer:
-        weights_meta, _ = weigh(omega, seen_meta, drawn.keys)
-        value += meta.total(passed_meta.losses * weights_meta, seen_meta.weight)
-      return value, stats
-
-    (value, (passed, seen, weights)), gradient = global_grad(weighted)(
-      state.params, train, memory
-    )
-    params, opt, pull = meta.virtual_step(gradient, state.params, state.opt, tx)
-    # At once, so that only one of them has to be kept from here on.
-    params, stats, opt = meta.settle(
-      meta.all_finite(gradient),
-      (params, passed.stats, opt),
-      (state.params, state.stats, state.opt),
-    )
-    (meta_value, (passed_meta, seen_meta, _)), by_moved = global_grad(weighted)(
-      params, drawn, memory_meta
-    )
-    if g_meta:
-      slopes = meta.weight_gradient(
-        lambda params: run(params, state.stats, train).losses,
-        state.params,
-        pull(by_moved),
-      )
-    (_, omega_stats), by_omega = global_grad(objective)(old.rescaler)
-    omega, omega_stats, omega_opt = meta.descend(
-      net_tx, by_omega, old[:3], omega_stats, meta.all_finite(by_omega)
-    )
-    extra = Rescaled(
-      omega,
-      omega_stats,
-      omega_opt,
-      seen.memory,
-      seen_meta.memory,
-      meta.remember(old.weights, batch['index'], weights, seen.weight),
-    )
-    metrics = {
-      'loss': value / _count(seen),
-      'meta_loss': meta_value / _count(seen_meta),
-      'mean_weight': global_mean(weights, seen.weight),
-      'agreement': global_mean(seen.features[:, -1], seen.weight),
-      **unplaced(extra, batch),
-    }
-    return State(state.step + 1, params, stats, opt, extra), metrics
-
+  step = partial(_step, learners, options)
   return Method(init, step, predict_with(model))
 
 
-def _count(seen: Seen) -> Array:
+class _Options(NamedTuple):
+  """Those of `storm` that its step reads; an epoch has so many steps."""
+
+  loss: Loss
+  augment: Callable[[Key, Inputs], Inputs] | None
+  passes: int
+  g_meta: bool
+  g_outer: bool
+  epoch: int
+
+
+class _Seen(NamedTuple):
+  """A stream as the rescaler sees it.
+
+  Attributes:
+    features: [b, 19].
+    labels: [b].
+    weight: [b], 0 where one of the passes had no finite loss.
+    keys: [b].
+    memory: with the batch in it.
+  """
+
+  features: Array
+  labels: Array
+  weight: Array
+  keys: Key
+  memory: meta.Memory
+
+
+class _Weighted(NamedTuple):
+  """What a weighted sum of losses is made of; weights are [b]."""
+
+  passed: Passed
+  seen: _Seen
+  weights: Array
+
+
+_Run = Callable[[StreamBatch, Params], Passed]
+_Weigh = Callable[[Params, _Seen], tuple[Array, Stats]]
+
+
+def _step(
+  learners: Learners,
+  options: _Options,
+  state: State,
+  batch: Batch,
+  key: Key,
+) -> tuple[State, Metrics]:
+  model, tx, net, net_tx = learners
+  old = state.extra
+  train, second = read_streams(batch, key)
+  memories = _in_this_epoch(old, state.step % options.epoch == 0)
+  run = partial(_run, model, options, state.stats)
+  weigh = partial(_weigh, net, old.rescaler_stats)
+  weighted = partial(
+    _weighted_loss, run, weigh, options.passes, omega=old.rescaler
+  )
+
+  # The step with the rescaler as it is, which is the virtual one too. It is
+  # settled at once, so that only one of both has to be kept from here on.
+  (value, inner), gradient = global_grad(weighted)(
+    state.params, train, memories[0]
+  )
+  virtual = meta.virtual_step(gradient, state.params, state.opt, tx)
+  now = select(
+    all_finite(gradient),
+    (virtual.params, inner.passed.stats, virtual.opt),
+    (state.params, state.stats, state.opt),
+  )
+
+  # What it does to the weighted loss of the second batch.
+  ahead = meta.look_ahead(
+    virtual._replace(params=now[0]),
+    partial(weighted, stream=second, memory=memories[1]),
+    lambda params: run(train, params).losses,
+    state.params,
+  )
+  outer = ahead.aux
+
+  # The rescaler descends that loss: through the step, and through its weights.
+  objective = partial(_objective, weigh, options, inner, outer, ahead.slopes)
+  rescaler = update_weigher(net_tx, objective, old[:3])
+
+  # What is remembered, and reported.
+  there = inner.seen.weight
+  table = write_rows(
+    old.weights, batch['index'], inner.weights, where=there > 0
+  )
+  metrics = {
+    'loss': value / _count(inner.seen),
+    'meta_loss': ahead.meta_loss / _count(outer.seen),
+    'mean_weight': global_mean(inner.weights, there),
+    'agreement': global_mean(inner.seen.features[:, -1], there),
+    **unplaced(table, batch),
+  }
+  extra = Rescaled(*rescaler, inner.seen.memory, outer.seen.memory, table)
+  return State(state.step + 1, *now, extra), metrics
+
+
+def _in_this_epoch(
+  old: Rescaled, fresh: Array
+) -> tuple[meta.Memory, meta.Memory]:
+  """Both memories, emptied if an epoch begins."""
+  memory, memory_meta = (
+    m._replace(filled=jnp.where(fresh, 0, m.filled))
+    for m in (old.memory, old.memory_meta)
+  )
+  return memory, memory_meta
+
+
+def _run(
+  model: Model,
+  options: _Options,
+  stats: Stats,
+  stream: StreamBatch,
+  params: Params,
+) -> Passed:
+  """A pass, each with a view of its own."""
+  if options.augment is not None:
+    stream = stream._replace(x=options.augment(stream.keys, stream.x))
+  return forward(model, options.loss, stats, stream, params)
+
+
+def _weighted_loss(
+  run: _Run,
+  weigh: _Weigh,
+  passes: int,
+  params: Params,
+  stream: StreamBatch,
+  memory: meta.Memory,
+  omega: Params,
+) -> tuple[Array, _Weighted]:
+  passed = run(stream, params)
+  seen = _see(run, passes, lax.stop_gradient(params), stream, passed, memory)
+  weights, _ = weigh(omega, seen)
+  loss = meta.total(weights * passed.losses, seen.weight)
+  return loss, _Weighted(passed, seen, weights)
+
+
+def _see(
+  run: _Run,
+  passes: int,
+  params: Params,
+  stream: StreamBatch,
+  first: Passed,
+  memory: meta.Memory,
+) -> _Seen:
+  """The other passes, and what all of them come to."""
+
+  def another(number: Array) -> tuple[Array, Array, Array]:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(stream.keys)
+    passed = run(stream._replace(keys=keys), params)
+    return passed.losses, passed.logits, passed.weight
+
+  found = (first.losses[None], first.logits[None], first.weight[None])
+  if passes > 1:
+    others = jax.vmap(another)(jnp.arange(1, passes))
+    found = jax.tree.map(lambda *a: jnp.concatenate(a), found, others)
+  values, logits, weight = found
+  weight = jnp.where(jnp.all(weight > 0, axis=0), first.weight, 0)
+  features, memory = meta.storm_features(
+    values, logits, stream.labels, memory, weight
+  )
+  return _Seen(features, stream.labels, weight, stream.keys, memory)
+
+
+def _weigh(
+  net: Model, stats: Stats, omega: Params, seen: _Seen
+) -> tuple[Array, Stats]:
+  """Weights [b]; 0 of who is not there."""
+  weights, stats = meta.rescale(net, omega, stats, *seen[:4])
+  # That of a label out of range is not a number.
+  return jnp.where(seen.weight > 0, weights, 0), stats
+
+
+def _objective(
+  weigh: _Weigh,
+  options: _Options,
+  inner: _Weighted,
+  outer: _Weighted,
+  slopes: Array,
+  omega: Params,
+) -> tuple[Array, Stats]:
+  """The second loss after the step, to first order in all weights."""
+  weights, stats = weigh(omega, inner.seen)
+  value = jnp.zeros(())
+  if options.g_meta:
+    value += meta.total(slopes * weights, inner.seen.weight)
+  if options.g_outer:
+    weights, _ = weigh(omega, outer.seen)
+    value += meta.total(outer.passed.losses * weights, outer.seen.weight)
+  return value, stats
+
+
+def _count(seen: _Seen) -> Array:
   """The weight of a batch, or 1 if it has none."""
   weight = global_sum(jnp.sum(seen.weight))
   return jnp.where(weight > 0, weight, 1)

@@ -32,7 +32,7 @@ def weak_em(
   likelihood_weight: Scalar = 1.0,
   em_weight: Scalar = 1.0,
 ) -> Method:
-  r"""Trains on whatever `jnl.automata` can infer from: counts, pairs, ...
+  r"""EM on any evidence `jnl.automata` can infer from: counts, pairs, ...
 
   With z the logits of the instances of a bag, W what is known of it and z' the
   logits of the strong views (of the same view, where there is no other),
@@ -64,6 +64,20 @@ def weak_em(
 
   Raises:
     ValueError: if a weight is negative.
+
+  >>> from jnl.base import Outputs
+  >>> model = Model(  # linear; see `jnl.nets` for networks
+  ...   lambda key: (jnp.zeros((2, 2)), {}),
+  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl import automata
+  >>> method = weak_em(model, optax.sgd(0.1), lambda logits, batch:
+  ...   automata.pair(logits, automata.similarity(batch['similar'])))
+  >>> batch = {'x': jnp.ones((2, 2, 2)), 'similar': jnp.array([True, False]),
+  ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
+  >>> state = method.init(jax.random.key(0))
+  >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
+  >>> sorted(metrics)
+  ['em', 'infeasible', 'loss', 'nll']
 
   Reference: Chen et al., "A General Framework for Learning from Weak
   Supervision", ICML 2024, arXiv 2402.01922. The official code's recursions are

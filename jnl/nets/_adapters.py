@@ -61,6 +61,9 @@ def from_linen(
   Returns:
     The model; `stats` are all collections other than `'params'`.
 
+  Raises:
+    TypeError: when it is applied, if the network does not return `Outputs`.
+
   >>> from jnl.nets import MLP
   >>> model = from_linen(MLP(num_classes=3, hidden=(8,)), (4,))
   >>> params, stats = model.init(jax.random.key(0))
@@ -143,6 +146,9 @@ def from_nnx(
     in distribution, but not the same masks on another number of devices. Batch
     normalization of NNX is synchronized under jit; under shard_map and pmap it
     is if built with `axis_name='data'`, which then cannot run elsewhere.
+
+  Raises:
+    TypeError: when it is applied, if the network does not return `Outputs`.
   """
   graph, _, streams, _ = _split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 

@@ -11,7 +11,7 @@ from jnl.nets._layers import Dropout, batch_norm, max_pool
 
 
 class StridedCNN(nn.Module):
-  """3x3 convolutions of stride 2, then a dense layer: [b, h, w, ch] -> Outputs.
+  """A small CNN: 3x3 convolutions of stride 2, then a dense layer.
 
   Strides instead of pooling: about 20 times cheaper on CPU than convolutions at
   full resolution with max pooling, whose backward pass is slow there.

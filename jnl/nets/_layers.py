@@ -139,7 +139,7 @@ def counting(mask: Array | None) -> Callable[..., Any]:
 def batch_norm(
   train: bool, *, momentum: float = 0.9, dtype: jnp.dtype | None = None
 ) -> BatchNorm:
-  """Batch normalization over the global batch, in every parallel mode.
+  """A layer of batch normalization over the global batch, in every mode.
 
   PyTorch's default momentum of 0.1 is 0.9 here, and 1e-5 is added to variances
   in both. The running variance is that of the batch divided by its size n, not
@@ -176,11 +176,11 @@ def _larger_jvp(primals, tangents):
 
 
 def max_pool(x: Array, size: int) -> Array:
-  """Max pooling without overlap, by reshaping.
+  """The maxima of square windows without overlap.
 
-  A small CNN trains 1.7 times quicker with it on CPU than with `nn.max_pool`,
-  whose backward pass is a select and scatter. Tied maxima share the gradient,
-  by pairs.
+  By reshaping: a small CNN trains 1.7 times quicker with it on CPU than with
+  `nn.max_pool`, whose backward pass is a select and scatter. Tied maxima share
+  the gradient, by pairs.
 
   Args:
     x: [b, h, w, ch].

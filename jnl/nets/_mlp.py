@@ -10,7 +10,7 @@ from jnl.nets._layers import Dropout, batch_norm
 
 
 class MLP(nn.Module):
-  """Dense layers with ReLU: x [b, ...], flattened, -> Outputs.
+  """A multilayer perceptron with ReLU: x [b, ...], flattened, -> Outputs.
 
   Attributes:
     num_classes: number of classes.

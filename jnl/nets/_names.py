@@ -13,11 +13,12 @@ from jnl.nets._text import NgramClassifier, TextTransformer
 def build(
   name: str, num_classes: int, *, dtype: jnp.dtype | None = None
 ) -> nn.Module:
-  """A network with the settings of its paper.
+  """A network with the settings of its paper, by name.
 
   Args:
     name: mlp, strided_cnn, cnn8, preact_resnet18, preact_resnet34, resnet34,
-      wide_resnet28_2 or wide_resnet28_10; for texts ngram or text_transformer.
+      wide_resnet28_2, wide_resnet28_10 or wide_resnet34_10; for texts ngram or
+      text_transformer.
     num_classes: c.
     dtype: of the computation (parameters are float32), for example bfloat16.
 
@@ -39,6 +40,7 @@ def build(
     'resnet34': ResNet(num_classes, (3, 4, 6, 3), dtype=dtype),
     'wide_resnet28_2': WideResNet(num_classes, 28, 2, dtype=dtype),
     'wide_resnet28_10': WideResNet(num_classes, 28, 10, dtype=dtype),
+    'wide_resnet34_10': WideResNet(num_classes, 34, 10, dtype=dtype),
     'ngram': NgramClassifier(num_classes, dtype=dtype),
     'text_transformer': TextTransformer(num_classes, dtype=dtype),
   }

@@ -212,8 +212,8 @@ class WideResNet(nn.Module):
   the convolutions of a block, kernels from N(0, 2 / fan out).
 
   Semi-supervised codes since MixMatch and FixMatch call WRN-28-2 what is nearly
-  `WideResNet(classes, 28, 2, slope=0.1, momentum=0.999)`: theirs takes the 1x1
-  convolutions of the second and third stage from x instead of act(BN(x)),
+  `WideResNet(num_classes, 28, 2, slope=0.1, momentum=0.999)`: theirs takes the
+  1x1 convolutions of the second and third stage from x instead of act(BN(x)),
   convolves with biases, pads strides as TensorFlow does, adds 1e-3 to variances
   and draws the last layer from Glorot's normal. kekmodel/FixMatch-pytorch, in
   those two blocks, also feeds x itself to the first convolution.

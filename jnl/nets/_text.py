@@ -29,7 +29,7 @@ def masked_mean(x: Array, mask: Array) -> Array:
 
 
 class NgramClassifier(nn.Module):
-  """The mean of the embeddings of n-grams, and one dense layer.
+  """A linear text classifier: the mean embedding of n-grams, one dense layer.
 
   "Bag of Tricks for Efficient Text Classification", Joulin, Grave, Bojanowski
   and Mikolov, 2016, arXiv:1607.01759 (fastText). It starts from wider

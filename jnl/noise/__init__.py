@@ -118,3 +118,7 @@ __all__ = [
   'symmetric_inclusive',
   'truncated_rates',
 ]
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
@@ -24,7 +25,7 @@ TICKETS = 2.0**30
 
 
 class NoisyLabels(NamedTuple):
-  """What every label generator returns.
+  """Noisy labels, where they are wrong, and what they were drawn from.
 
   Attributes:
     labels: [...] int32, noisy.
@@ -38,8 +39,8 @@ class NoisyLabels(NamedTuple):
   probs: Array
 
 
-def corrupt(key: Key, labels: Any, transition: Any) -> NoisyLabels:
-  """Draws a noisy label for each clean one, independently.
+def corrupt(key: Key, labels: ArrayLike, transition: ArrayLike) -> NoisyLabels:
+  """Noisy labels, drawn for each clean one independently.
 
   Args:
     key: PRNG key.
@@ -66,8 +67,8 @@ def corrupt(key: Key, labels: Any, transition: Any) -> NoisyLabels:
   return NoisyLabels(noisy, noisy != labels, transition)
 
 
-def corrupt_each(key: Key, labels: Any, probs: Any) -> NoisyLabels:
-  """Draws a noisy label for each example from probabilities of its own.
+def corrupt_each(key: Key, labels: ArrayLike, probs: ArrayLike) -> NoisyLabels:
+  """Noisy labels, drawn for each example by probabilities of its own.
 
   Args:
     key: PRNG key.
@@ -120,13 +121,13 @@ def _draw(key: Key, probs: Array, rows: Array) -> Array:
 
 def fixed_count(
   key: Key,
-  labels: Any,
-  replacement: Any,
+  labels: ArrayLike,
+  replacement: ArrayLike,
   rate: Scalar,
   *,
   per_class: bool = False,
 ) -> NoisyLabels:
-  r"""Redraws exactly a share of the labels, or of those of each class.
+  r"""Noisy labels of which exactly a share is redrawn, of all or of each class.
 
   .. math:: k = \lfloor r n \rfloor,\qquad
     T = (1 - \tfrac kn) I + \tfrac kn R
@@ -218,7 +219,7 @@ def _choose(
 
 
 def cifar10_asymmetric_in_place(
-  key: Key, labels: Any, rate: Scalar
+  key: Key, labels: ArrayLike, rate: Scalar
 ) -> NoisyLabels:
   """CIFAR-10 asymmetric noise as coded by ELR, SOP, GJS and APL.
 
@@ -257,8 +258,10 @@ def cifar10_asymmetric_in_place(
   return NoisyLabels(second.labels, second.labels != labels, probs)
 
 
-def empirical_transition(clean: Any, noisy: Any, num_classes: int) -> Array:
-  r"""What the noise turned out to be: row-normalized counts.
+def empirical_transition(
+  clean: ArrayLike, noisy: ArrayLike, num_classes: int
+) -> Array:
+  r"""The transition matrix that was drawn: row-normalized counts.
 
   .. math:: \hat T_{ij} = \#(y = i, \tilde y = j) / \#(y = i)
 
@@ -291,7 +294,7 @@ def empirical_transition(clean: Any, noisy: Any, num_classes: int) -> Array:
   return counts / jnp.maximum(sizes, 1)[:, None]
 
 
-def noise_rate(clean: Any, noisy: Any) -> float:
+def noise_rate(clean: ArrayLike, noisy: ArrayLike) -> float:
   """The share of wrong labels, in [0, 1].
 
   Args:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import Key, check
@@ -17,7 +18,7 @@ VERSION = 1
 
 
 class SavedDraw(NamedTuple):
-  """What a file of `save_draw` says of the examples that were asked for.
+  """Noisy labels read from a file of `save_draw`, and how they were made.
 
   Attributes:
     draw: labels and flipped [n]; probs is [c, c] also if the labels were drawn
@@ -36,22 +37,23 @@ class SavedDraw(NamedTuple):
 def save_draw(
   path: str | os.PathLike[str],
   draw: NoisyLabels,
-  clean: Any,
+  clean: ArrayLike,
   *,
   generator: str,
   rate: float | None,
   key: Key,
   dataset: str,
-  id: Any = None,
+  id: ArrayLike | None = None,
 ) -> None:
-  """Writes a draw to a compressed npz, atomically; folders are made.
+  """Writes noisy labels and how they were drawn to a small npz file.
 
-  The file holds the format version, labels, clean labels and row numbers (in
-  the order of the latter), probabilities [c, c], generator, rate, the data and
-  the name of the key, and the name of the data set: plain arrays, no pickle.
-  Probabilities [n, c] are too many to share: stored is their mean over the
-  examples of each class, P(noisy = j | clean = i) as well, and the identity for
-  a class without examples. Where n = c they are taken to be [c, c].
+  Atomically, compressed; folders are made. The file holds the format version,
+  labels, clean labels and row numbers (in the order of the latter),
+  probabilities [c, c], generator, rate, the data and the name of the key, and
+  the name of the data set: plain arrays, no pickle. Probabilities [n, c] are
+  too many to share: stored is their mean over the examples of each class,
+  P(noisy = j | clean = i) as well, and the identity for a class without
+  examples. Where n = c they are taken to be [c, c].
 
   Args:
     path: of the file; an old one is replaced.
@@ -132,9 +134,13 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_draw(
-  path: str | os.PathLike[str], *, dataset: str, clean: Any, id: Any = None
+  path: str | os.PathLike[str],
+  *,
+  dataset: str,
+  clean: ArrayLike,
+  id: ArrayLike | None = None,
 ) -> SavedDraw:
-  """Reads a draw for the examples at hand, in their order.
+  """The noisy labels in a file of `save_draw`, for the examples at hand.
 
   Args:
     path: of a file of `save_draw`.

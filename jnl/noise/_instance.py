@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
 from jnl.inputs import read_rows_of_probs
@@ -50,12 +51,14 @@ def truncated_rates(
 
 
 def part_dependent_probs(
-  x: Any, labels: Any, flip_rates: Any, weights: Any
+  x: ArrayLike, labels: ArrayLike, flip_rates: ArrayLike, weights: ArrayLike
 ) -> Array:
-  r"""Part-dependent noise: inputs that look alike get alike wrong labels.
+  r"""The label probabilities of part-dependent noise.
 
   .. math:: P_{ij} = (1 - q_i)\, 1[j = y_i] +
     q_i\, \mathrm{softmax}_{j \ne y_i}\big(x_i^T W^{(y_i)}\big)_j
+
+  Inputs that look alike get alike wrong labels.
 
   Args:
     x: [n, ...], flattened to [n, f]; integers are read as float32. Its scale
@@ -122,15 +125,15 @@ def _read_inputs(x: Any, n: int) -> Array:
 
 def part_dependent(
   key: Key,
-  x: Any,
-  labels: Any,
+  x: ArrayLike,
+  labels: ArrayLike,
   num_classes: int,
   rate: Scalar,
   *,
   std: Scalar = 0.1,
   shared: bool = False,
 ) -> NoisyLabels:
-  r"""Draws part-dependent noise: rates, weights, then labels.
+  r"""Noisy labels of part-dependent noise: rates, weights, then labels drawn.
 
   .. math:: q_i \sim N(r, s^2)|_{[0, 1]},\quad W \sim N(0, 1),\quad
     \tilde y_i \sim P_i
@@ -185,10 +188,11 @@ def _check_kind(kind: int) -> None:
   check(kind in (1, 2, 3), f'kind must be 1, 2 or 3, got {kind}')
 
 
-def pmd_probs(eta: Any, *, kind: int, factor: Scalar) -> Array:
-  r"""Polynomial-margin diminishing noise: wrong where the classes are close.
+def pmd_probs(eta: ArrayLike, *, kind: int, factor: Scalar) -> Array:
+  r"""The label probabilities of polynomial-margin diminishing noise.
 
-  With u and s the likeliest two classes, d = eta_u - eta_s and g the factor,
+  It is wrong where the classes are close. With u and s the likeliest two
+  classes, d = eta_u - eta_s and g the factor,
 
   .. math:: P(u) = \frac{1 + d^2}{2 g},\quad \frac{d^3}{g},\quad
     \frac{d^3 + d^2 + d}{3 g}\quad (\text{kind } 1, 2, 3),\qquad
@@ -245,9 +249,9 @@ def pmd_probs(eta: Any, *, kind: int, factor: Scalar) -> Array:
 
 
 def pmd(
-  key: Key, labels: Any, eta: Any, *, kind: int, factor: Scalar
+  key: Key, labels: ArrayLike, eta: ArrayLike, *, kind: int, factor: Scalar
 ) -> NoisyLabels:
-  """Draws polynomial-margin diminishing noise.
+  """Noisy labels of polynomial-margin diminishing noise.
 
   Args:
     key: PRNG key.
@@ -274,8 +278,8 @@ def pmd(
   return corrupt_each(key, labels, pmd_probs(eta, kind=kind, factor=factor))
 
 
-def binary_pmd_rates(eta: Any, *, kind: int) -> Array:
-  r"""How likely the noise of PLC turns a positive into a negative.
+def binary_pmd_rates(eta: ArrayLike, *, kind: int) -> Array:
+  r"""The rates at which the noise of PLC turns positives into negatives.
 
   .. math:: 2 \eta (\eta - \tfrac12)^2,\quad \min(\eta, 1 - \eta),\quad
     \tfrac12 - 2 (\eta - \tfrac12)^2\quad (\text{kind } 1, 2, 3)
@@ -307,8 +311,10 @@ def binary_pmd_rates(eta: Any, *, kind: int) -> Array:
   return 0.5 - 2 * (eta - 0.5) ** 2
 
 
-def binary_pmd(key: Key, labels: Any, eta: Any, *, kind: int) -> NoisyLabels:
-  """Draws the noise of PLC for two classes: some positives become negatives.
+def binary_pmd(
+  key: Key, labels: ArrayLike, eta: ArrayLike, *, kind: int
+) -> NoisyLabels:
+  """Noisy labels of PLC for two classes: some positives become negatives.
 
   Args:
     key: PRNG key.

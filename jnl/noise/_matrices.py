@@ -1,10 +1,11 @@
 """Transition matrices: P(noisy = j | clean = i), pure functions of a rate."""
 
-from typing import Any
+from collections.abc import Sequence
 import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import Array, Key, Scalar, check, is_concrete
@@ -25,7 +26,7 @@ as in the published files and in torchvision; 20 superclasses of 5."""
 
 
 def symmetric(num_classes: int, rate: Scalar) -> Array:
-  r"""Symmetric noise that excludes the true class.
+  r"""The transition of symmetric noise that excludes the true class.
 
   .. math:: T = (1 - r) I + \frac{r}{c - 1} (1 - I)
 
@@ -53,7 +54,7 @@ def symmetric(num_classes: int, rate: Scalar) -> Array:
 
 
 def symmetric_inclusive(num_classes: int, rate: Scalar) -> Array:
-  r"""Symmetric noise that draws from all classes, the true one included.
+  r"""The transition of symmetric noise from all classes, the true one included.
 
   .. math:: T = (1 - r) I + \frac{r}{c} 1
 
@@ -77,7 +78,7 @@ def symmetric_inclusive(num_classes: int, rate: Scalar) -> Array:
 
 
 def pair_flip(num_classes: int, rate: Scalar) -> Array:
-  """Noise that turns class i into class (i + 1) mod c.
+  """The transition of class i to class (i + 1) mod c.
 
   Args:
     num_classes: c >= 2.
@@ -106,8 +107,8 @@ def pair_flip(num_classes: int, rate: Scalar) -> Array:
   return class_map((np.arange(num_classes) + 1) % num_classes, rate)
 
 
-def class_map(targets: Any, rate: Scalar) -> Array:
-  r"""Asymmetric noise: each class turns into one other.
+def class_map(targets: ArrayLike | Sequence[int], rate: Scalar) -> Array:
+  r"""The transition of asymmetric noise: each class turns into one other.
 
   .. math:: T_{ij} = (1 - r)\, 1[i = j] + r\, 1[j = t_i]
 
@@ -144,7 +145,7 @@ def class_map(targets: Any, rate: Scalar) -> Array:
 
 
 def mnist_asymmetric(rate: Scalar) -> Array:
-  """Similar digits: 7 to 1, 2 to 7, 3 to 8, and 5 and 6 swapped.
+  """The transition of similar digits: 7 to 1, 2 to 7, 3 to 8, 5 and 6 swapped.
 
   Args:
     rate: r in [0, 1], for each of these five; about r / 2 of all labels.
@@ -163,7 +164,7 @@ def mnist_asymmetric(rate: Scalar) -> Array:
 
 
 def cifar10_asymmetric(rate: Scalar) -> Array:
-  """Similar objects of CIFAR-10; half of the classes stay clean.
+  """The transition of similar CIFAR-10 objects; half of the classes stay clean.
 
   Truck (9) to automobile (1), bird (2) to airplane (0), deer (4) to horse (7),
   cat (3) and dog (5) swapped.
@@ -192,7 +193,9 @@ def _next_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 def cifar100_index_blocks(rate: Scalar) -> Array:
-  """The next class within 5i, ..., 5i + 4, cyclic: the usual CIFAR-100 noise.
+  """The transition to the next class within 5i, ..., 5i + 4, of CIFAR-100.
+
+  The usual noise, cyclic.
 
   Args:
     rate: r in [0, 1], the share of wrong labels.
@@ -212,7 +215,9 @@ def cifar100_index_blocks(rate: Scalar) -> Array:
 
 
 def cifar100_superclasses(rate: Scalar) -> Array:
-  """The next fine class within the superclass, alphabetical, cyclic.
+  """The transition to the next class within the superclass, of CIFAR-100.
+
+  Alphabetical, cyclic.
 
   Args:
     rate: r in [0, 1], the share of wrong labels.
@@ -231,7 +236,7 @@ def cifar100_superclasses(rate: Scalar) -> Array:
 
 
 def cifar100_pair_swaps(key: Key, rate: Scalar) -> Array:
-  """Two random classes of each index block 5i, ..., 5i + 4 swap.
+  """The transition that swaps two random classes of each block 5i, ..., 5i + 4.
 
   Args:
     key: PRNG key; decides the pairs.

@@ -1,10 +1,11 @@
 """Weaker than a label: sets of candidates."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jnl.base import Array, Key, Scalar
 from jnl.noise._inputs import (
@@ -17,7 +18,7 @@ from jnl.noise._inputs import (
 
 
 class Candidates(NamedTuple):
-  """Partial labels.
+  """Candidate sets, where they miss the true class, and their probabilities.
 
   Attributes:
     candidates: [n, c] bool, S_i as its indicator.
@@ -31,9 +32,9 @@ class Candidates(NamedTuple):
 
 
 def candidate_sets(
-  key: Key, labels: Any, num_classes: int, q: Scalar
+  key: Key, labels: ArrayLike, num_classes: int, q: Scalar
 ) -> Candidates:
-  """Partial labels: the true class, and each other one with probability q.
+  """Candidate sets: the true class, and each other one with probability q.
 
   Args:
     key: PRNG key.
@@ -66,9 +67,9 @@ def candidate_sets(
 
 
 def noisy_candidate_sets(
-  key: Key, labels: Any, num_classes: int, q: Scalar, eta: Scalar
+  key: Key, labels: ArrayLike, num_classes: int, q: Scalar, eta: Scalar
 ) -> Candidates:
-  r"""Partial labels that may miss the true class.
+  r"""Candidate sets that may miss the true class.
 
   A set of `candidate_sets` is corrupted with probability eta: the true class is
   dropped, and a random class that was no candidate is added. A set of all

@@ -9,7 +9,15 @@ C = TypeVar('C')
 
 
 def option(default: Any, help: str) -> Any:
-  """A field of a config: its default and the line that `--help` shows."""
+  """A field of a config: its default and the line that `--help` shows.
+
+  Args:
+    default: of the field.
+    help: one line.
+
+  Returns:
+    A `dataclasses.field`.
+  """
   return dataclasses.field(default=default, metadata={'help': help})
 
 

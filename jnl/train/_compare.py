@@ -144,7 +144,15 @@ def _mean(values: np.ndarray) -> str:
 def curves(
   trained: Mapping[str, Trained], score: str = 'test_accuracy'
 ) -> dict[str, np.ndarray]:
-  """A column of the histories, [runs, epochs] by name, for `write_results`."""
+  """A column of the histories, [runs, epochs] by name, for `write_results`.
+
+  Args:
+    trained: fits by the name of their method.
+    score: the column of `history`.
+
+  Returns:
+    [runs, epochs] by name.
+  """
   return {name: one.fit.history[score] for name, one in trained.items()}
 
 

@@ -37,6 +37,12 @@ Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 def specs(tree: PyTree) -> PyTree:
   """`P('data')` for the rows of Tables, `P()` for every other array.
 
+  Args:
+    tree: a state, or a part of it.
+
+  Returns:
+    A tree like it, of a `PartitionSpec` for each array.
+
   >>> from jnl.base import Table
   >>> specs({'a': Table(0), 'b': 1})
   {'a': Table(rows=P('data',), stream=''), 'b': P()}
@@ -50,7 +56,14 @@ def specs(tree: PyTree) -> PyTree:
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of one axis `'data'` over the devices, by default over all."""
+  """A mesh of one axis `'data'` over the devices, by default over all.
+
+  Args:
+    devices: which, in order; None for all.
+
+  Returns:
+    The mesh, of an axis that is `AxisType.Auto`.
+  """
   devices = jax.devices() if devices is None else list(devices)
   return jax.make_mesh(
     (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
@@ -61,6 +74,12 @@ def auto(mesh: Mesh) -> Mesh:
   """The same mesh with automatic axes, on which all of jnl is written.
 
   `jax.make_mesh` makes explicit ones unless told otherwise.
+
+  Args:
+    mesh: of any kind of axes.
+
+  Returns:
+    A mesh of the same devices and names.
   """
   kinds = (AxisType.Auto,) * len(mesh.axis_names)
   return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
@@ -85,7 +104,15 @@ def _on_auto(tree: PyTree) -> PyTree:
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-  """`specs(tree)` on a mesh."""
+  """`specs(tree)` on a mesh.
+
+  Args:
+    tree: a state, or a part of it.
+    mesh: with an axis `'data'`.
+
+  Returns:
+    A tree like it, of a `NamedSharding` for each array.
+  """
   mesh = auto(mesh)
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree))
 

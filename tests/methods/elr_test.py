@@ -2,6 +2,7 @@
 
 import warnings
 
+from contract import CLASSES, SHARDS, EveryMode, N, network, optimizer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,3 +155,10 @@ def test_its_flags_find_the_wrong_labels(trained):
   wrong = noisy != clean
   f1 = 2 * (flags & wrong).sum(1) / (flags.sum(1) + wrong.sum(1))
   assert (f1 > 0.9).all()
+
+
+class TestContract(EveryMode):
+  def make(self):
+    return elr(
+      network(), optimizer(), num_examples=N, num_classes=CLASSES, shards=SHARDS
+    )

@@ -2,6 +2,7 @@
 
 import functools
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -522,3 +523,35 @@ def test_mixtures(digits):
     augment=views(WEAK, STRONG),
   )
   assert mixed > cc + 0.08
+
+
+class TestNoisyContract(contract.Contract):
+  def make(self):
+    return ill_noisy(
+      contract.network(),
+      contract.optimizer(),
+      optax.sgd(0.1),
+      num_classes=contract.CLASSES,
+    )
+
+
+class TestPartialContract(contract.Contract):
+  def make(self):
+    return ill_partial(contract.network(), contract.optimizer())
+
+
+class TestSemiContract(contract.EveryMode):
+  def make(self):
+    return ill_semi(
+      contract.network(), contract.optimizer(), num_classes=contract.CLASSES
+    )
+
+
+class TestMixedContract(contract.Contract):
+  def make(self):
+    return ill_mixed(
+      contract.network(),
+      contract.optimizer(),
+      optax.sgd(0.1),
+      num_classes=contract.CLASSES,
+    )

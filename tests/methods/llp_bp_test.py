@@ -1,5 +1,13 @@
 """Belief propagation on counts as a method, and the baselines beside it."""
 
+from contract import (
+  HIDDEN,
+  EveryMode,
+  bags,
+  instance_network,
+  network,
+  optimizer,
+)
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,3 +266,11 @@ def test_hyperparameters_are_checked():
     easy_llp(model, optax.sgd(0.1), prior=1.5)
   with pytest.raises(ValueError, match='bag_weight'):
     refine(model, model, optax.sgd(0.1), bag_weight=-1.0)
+
+
+class TestContract(EveryMode):
+  def make(self):
+    return refine(instance_network(), network(HIDDEN, 2), optimizer())
+
+  def arrays(self):
+    return bags()

@@ -1,5 +1,6 @@
 """Exact EM as a method: its terms, its masks, and learning from counts."""
 
+from contract import EveryMode, bags, instance_network, optimizer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +164,15 @@ def test_wrong_counts_teach_nothing(digits):
   counts = np.random.default_rng(0).permutation(digits[1].sum(1))
   em = accuracy(weak_em(model, optax.adam(1e-3), infer), digits, counts)
   assert em < 0.75
+
+
+def count_of_labels(logits, batch):
+  return automata.count(logits, batch['labels'], batch['mask'])
+
+
+class TestContract(EveryMode):
+  def make(self):
+    return weak_em(instance_network(), optimizer(), count_of_labels)
+
+  def arrays(self):
+    return bags()

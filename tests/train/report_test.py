@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jnl.train import Fit, option, parse, report
-from jnl.train import _compare as compare_module
+from jnl.train import option, parse, report
 
 
 def test_jsonl_round_trip(tmp_path):
@@ -17,21 +16,6 @@ def test_jsonl_round_trip(tmp_path):
   report.write_jsonl(path, rows)
   found = [json.loads(line) for line in path.read_text().splitlines()]
   assert found == [{'a': 0.5, 'b': [0, 1]}, {'a': 1, 'c': 'text'}]
-
-
-def test_a_plot_is_labeled_by_what_it_shows(tmp_path, monkeypatch):
-  curve = np.array([[0.1, 0.4], [0.2, 0.3]])
-  fitted = Fit(None, {'test': curve, 'validation': curve})
-  labels = []
-  monkeypatch.setattr(compare_module, 'fit_many', lambda *_, **__: fitted)
-  monkeypatch.setattr(
-    report, 'plot_curves', lambda *_, ylabel, **__: labels.append(ylabel)
-  )
-  compare_module.compare(
-    {'ce': None}, {}, None, about={'metric': 'balanced accuracy'}, title='',
-    out=str(tmp_path), epochs=2, batch_size=1, held_out={}, chosen_by='val.',
-  )  # fmt: skip
-  assert labels == ['test balanced accuracy']
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path):

@@ -1,0 +1,13 @@
+"""DLLP keeps the contract; for what it descends see llp_bp_test.py."""
+
+from contract import Contract, bags, instance_network, optimizer
+
+from jnl.methods import dllp
+
+
+class TestContract(Contract):
+  def make(self):
+    return dllp(instance_network(), optimizer())
+
+  def arrays(self):
+    return bags()

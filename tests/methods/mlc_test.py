@@ -1,0 +1,30 @@
+"""Meta label correction keeps the contract; see meta_test.py for the rest."""
+
+from contract import (
+  BATCH,
+  CLASSES,
+  HIDDEN,
+  SHARDS,
+  Contract,
+  N,
+  network,
+  optimizer,
+)
+
+from jnl.methods import mlc
+
+
+class TestContract(Contract):
+  def make(self):
+    return mlc(
+      network(),
+      optimizer(),
+      num_examples=N,
+      num_features=HIDDEN,
+      num_classes=CLASSES,
+      gradient_steps=2,
+      shards=SHARDS,
+    )
+
+  def streams(self):
+    return {'meta': BATCH}

@@ -1,0 +1,22 @@
+"""MSLC keeps the contract; for its mathematics see meta_test.py."""
+
+from contract import BATCH, CLASSES, SHARDS, EveryMode, N, network, optimizer
+import optax
+
+from jnl.methods import mslc
+
+
+class TestContract(EveryMode):
+  def make(self):
+    return mslc(
+      network(),
+      optimizer(),
+      optax.sgd(0.1),
+      num_examples=N,
+      num_classes=CLASSES,
+      warmup=1,
+      shards=SHARDS,
+    )
+
+  def streams(self):
+    return {'meta': BATCH}

@@ -1,0 +1,17 @@
+"""Meta-Weight-Net keeps the contract; for its mathematics see meta_test.py."""
+
+from contract import BATCH, SHARDS, EveryMode, N, network, optimizer
+import optax
+
+from jnl.methods import mwn
+
+
+class TestContract(EveryMode):
+  def make(self):
+    weigher_tx = optax.sgd(0.1)
+    return mwn(
+      network(), optimizer(), weigher_tx, num_examples=N, shards=SHARDS
+    )
+
+  def streams(self):
+    return {'meta': BATCH}

@@ -1,0 +1,12 @@
+"""PRODEN keeps the contract; its loss is tested with those of sets."""
+
+from contract import CLASSES, SHARDS, Contract, N, network, optimizer
+
+from jnl.methods import proden
+
+
+class TestContract(Contract):
+  def make(self):
+    return proden(
+      network(), optimizer(), num_examples=N, num_classes=CLASSES, shards=SHARDS
+    )
