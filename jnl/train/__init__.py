@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     train_each,
     write_results,
   )
-  from jnl.train._evaluate import Score, evaluate, padded_batches
+  from jnl.train._evaluate import evaluate, padded_batches
   from jnl.train._fit import Checkpoint, Fit, fit, fit_many
   from jnl.train._parallel import (
     auto,
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     specs,
   )
   from jnl.train._plan import Augment, Stream
+  from jnl.train._score import Score
 
 _NAMES = {
   '_checkpoint': ('open_checkpoints',),
   '_cli': ('option', 'parse'),
   '_compare': ('Trained', 'compare', 'curves', 'train_each', 'write_results'),
-  '_evaluate': ('Score', 'evaluate', 'padded_batches'),
+  '_evaluate': ('evaluate', 'padded_batches'),
   '_fit': ('Checkpoint', 'Fit', 'fit', 'fit_many'),
   '_parallel': (
     'auto',
@@ -50,6 +51,7 @@ _NAMES = {
     'specs',
   ),
   '_plan': ('Augment', 'Stream'),
+  '_score': ('Score',),
   '': ('report', 'scores', 'script'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""

@@ -6,7 +6,7 @@ method, a score and the shapes of a set.
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,49 +18,13 @@ from jnl.base import (
   AXIS,
   Array,
   Batch,
-  Inputs,
-  Outputs,
   PyTree,
   State,
   check,
 )
 from jnl.data import PerRun
-
-Predict = Callable[[State, Inputs], Outputs]
-
-
-def of_x(predict: Predict, state: State, batch: Batch) -> Outputs:
-  """What a method predicts of the `x` of a batch."""
-  return predict(state, batch['x'])
-
-
-class Score(NamedTuple):
-  """Numbers of a whole held-out set; `jnl.train.scores` has the usual ones.
-
-  Means over examples, and what is none: an area under a curve, a quantile, a
-  score of the worst class. Both parts are pure; padding is taken away between
-  them.
-
-  Attributes:
-    collect: `(outputs, batch) -> rows`, a tree of arrays [b, ...]: what is to
-      be known of each example. Every device holds the rows of the whole set:
-      collect what is small.
-    reduce: `(rows, arrays) -> {name: []}`, called once, with the rows [n, ...]
-      and the arrays [n, ...] of the set but for `x`, `weight` always among
-      them. An example of weight 0 is not there.
-    forward: `(predict, state, batch) -> outputs`, where they are not those of
-      `x`: of bags of instances, say.
-
-  >>> mean_top = Score(
-  ...   collect=lambda outputs, batch: jax.nn.softmax(outputs.logits).max(-1),
-  ...   reduce=lambda rows, arrays: {'mean_top': rows.mean()},
-  ... )
-  """
-
-  collect: Callable[[Any, Batch], PyTree]
-  reduce: Callable[[PyTree, Mapping[str, Array]], Mapping[str, Array]]
-  forward: Callable[[Predict, State, Batch], Any] = of_x
-
+from jnl.train._score import Predict, Score
+from jnl.train.scores import accuracy
 
 # --- the parts, for one run --------------------------------------------------
 
@@ -94,7 +58,7 @@ def evaluate(
   state: State,
   arrays: Mapping[str, Any],
   *,
-  score: Score | None = None,
+  score: Score = accuracy,
   batch_size: int = 1024,
 ) -> dict[str, float]:
   """The scores of a state on held-out arrays.
@@ -107,7 +71,7 @@ def evaluate(
     state: its state.
     arrays: [n, ...] by name: `x`, `labels` and what else the score reads;
       `weight` [n] is optional.
-    score: by default `scores.accuracy`.
+    score: of `jnl.train.scores`, or one's own.
     batch_size: examples in one pass.
 
   Returns:
@@ -117,8 +81,6 @@ def evaluate(
     ValueError: if the lengths of the arrays differ or are 0, an array is
       missing, or the parts of the score do not fit each other.
   """
-  if score is None:
-    from jnl.train.scores import accuracy as score
   check_score(score, predict, state, arrays, 'score', 'arrays')
   mesh = _data_mesh_of(state)
   batches = padded_batches(arrays, batch_size, mesh.size if mesh else 1)

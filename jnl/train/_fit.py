@@ -23,10 +23,10 @@ from jnl.data._batches import PerRun, of_run
 from jnl.data._stream import check_main_guard
 from jnl.train import _program as programs
 from jnl.train import _traced as traced
-from jnl.train._evaluate import Score
 from jnl.train._parallel import How
 from jnl.train._plan import Arrays, Augment, Plan, Source, Stream, make_plan
 from jnl.train._program import Carry, Feed, Loop, Program
+from jnl.train._score import Score
 from jnl.train.report import PathLike, Row, append_jsonl, plain
 
 Log = PathLike | Callable[[Row], None]

@@ -30,7 +30,8 @@ from jnl.base import (
 )
 from jnl.data._batches import PerRun, check_arrays, check_numbers, of_run
 from jnl.train import _traced as traced
-from jnl.train._evaluate import Score, check_score, collect_rows
+from jnl.train._evaluate import check_score, collect_rows
+from jnl.train._score import Score
 from jnl.train.scores import accuracy
 
 Arrays = Mapping[str, Any]

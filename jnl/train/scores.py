@@ -6,7 +6,8 @@ Of labels: `accuracy` (the default), `balanced_accuracy`, `worst_class`,
 `mean` and `quantiles` make one of any value of an example, `join` one of
 several. Each gives numbers by name: `accuracy` of a set `test` is the column
 `test_accuracy` of a history. A row of weight 0 is not there, whatever it holds;
-other weights count as scikit-learn's `sample_weight`.
+other weights count as scikit-learn's `sample_weight`. Where a value that counts
+is NaN, so is what is made of values: a run that has diverged shows it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,13 @@ from jax.typing import ArrayLike
 
 from jnl.base import Array, Batch, State, check, global_mean
 from jnl.steps import bag_logits
-from jnl.train._evaluate import Predict, Score, of_x
+from jnl.train._score import Predict, Score, of_x
+
+
+def _nan_like(values: Array, weight: Array) -> Array:
+  """0, [], or NaN if a value [n] that counts is."""
+  return jnp.where(jnp.any(jnp.isnan(values) & (weight > 0)), jnp.nan, 0.0)
+
 
 # --- means -------------------------------------------------------------------
 
@@ -233,7 +240,8 @@ def expected_calibration_error(bins: int = 15) -> Score:
     gap = (weight * (hit - confidence))[:, None]
     gaps = jnp.abs(jnp.sum(jnp.where(own, gap, 0), axis=0))
     total = jnp.sum(jnp.where(weight > 0, weight, 0))
-    return {'expected_calibration_error': _ratio(jnp.sum(gaps), total)}
+    error = _ratio(jnp.sum(gaps), total) + _nan_like(confidence, weight)
+    return {'expected_calibration_error': error}
 
   return Score(collect, reduce)
 
@@ -260,7 +268,7 @@ def roc_auc_of(
   >>> float(roc_auc_of(values, jnp.array([0, 0, 1, 1])))
   0.875
   """
-  values, positive, negative = _split(values, labels, weight)
+  values, positive, negative, unknown = _split(values, labels, weight)
   order = jnp.argsort(values)
   ranked, positive = values[order], positive[order]
   # Weights of 1 are counted without rounding up to 2^24.
@@ -269,7 +277,8 @@ def roc_auc_of(
   upto = sums[jnp.searchsorted(ranked, ranked, 'right', method='sort')]
   pairs = jnp.sum(positive) * sums[-1]
   wins = jnp.sum(positive * (below + upto) / 2)
-  return jnp.where(pairs > 0, wins / jnp.where(pairs > 0, pairs, 1), 0.5)
+  area = jnp.where(pairs > 0, wins / jnp.where(pairs > 0, pairs, 1), 0.5)
+  return area + unknown
 
 
 def average_precision_of(
@@ -291,21 +300,22 @@ def average_precision_of(
   >>> round(float(average_precision_of(values, jnp.array([0, 0, 1, 1]))), 3)
   0.833
   """
-  values, positive, negative = _split(values, labels, weight)
+  values, positive, negative, unknown = _split(values, labels, weight)
   order = jnp.argsort(-values)
   ranked, positive = -values[order], positive[order]
   last = jnp.searchsorted(ranked, ranked, 'right', method='sort') - 1
   found = jnp.cumsum(positive)[last]
   precision = _ratio(found, found + jnp.cumsum(negative[order])[last])
-  return _ratio(jnp.sum(positive * precision), jnp.sum(positive))
+  return _ratio(jnp.sum(positive * precision), jnp.sum(positive)) + unknown
 
 
 def _split(
   values: Array, labels: Array, weight: ArrayLike | None
-) -> tuple[Array, Array, Array]:
-  """Values, and the weights of positives and of negatives, [n] each."""
+) -> tuple[Array, Array, Array, Array]:
+  """Values, the weights of positives and of negatives, [n] each; 0 or NaN."""
   weight = jnp.ones(values.shape) if weight is None else jnp.asarray(weight)
   there = weight > 0
+  unknown = _nan_like(values, weight)
   values = jnp.where(there, values.astype(jnp.float32), 0)
   weight = jnp.where(there, weight.astype(jnp.float32), 0)
   positive = labels == 1
@@ -314,6 +324,7 @@ def _split(
     values,
     jnp.where(positive, weight, zero),
     jnp.where(positive, zero, weight),
+    unknown,
   )
 
 
@@ -377,7 +388,8 @@ def quantiles_of(
   low, high, share = at(first), at(first + 1), place - first
   # Neither product may be that of 0 and infinity.
   mixed = low + jnp.where(share > 0, share * (high - low), 0)
-  return jnp.where(jnp.any(there), mixed, jnp.nan)
+  known = jnp.any(there) & ~jnp.any(there & jnp.isnan(values))
+  return jnp.where(known, mixed, jnp.nan)
 
 
 def quantiles(

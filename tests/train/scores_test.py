@@ -274,3 +274,19 @@ def test_rows_come_from_all_devices():
     labels[1], logits[1].argmax(1), sample_weight=weight[1]
   )
   assert found == {'balanced_accuracy': pytest.approx(expected, abs=1e-6)}
+
+
+@pytest.mark.parametrize('gone', [False, True])
+def test_what_has_diverged_shows_unless_it_is_not_there(gone):
+  values = np.array([0.1, np.nan, 0.7, 0.4], np.float32)
+  labels, weight = np.array([0, 1, 1, 0]), np.ones(4, np.float32)
+  weight[1] = not gone
+  found = (
+    scores.roc_auc_of(values, labels, weight),
+    scores.average_precision_of(values, labels, weight),
+    scores.quantiles_of(values, [0.5], weight)[0],
+    scores.expected_calibration_error(3).reduce(
+      (labels == 1, values), {'weight': weight}
+    )['expected_calibration_error'],
+  )
+  assert [bool(np.isnan(v)) for v in found] == [not gone] * 4
