@@ -392,7 +392,7 @@ def plot_weights(path: str, trained: dict[str, Trained], title: str) -> None:
   figure.suptitle(title)
   figure.tight_layout()
   with report.replacing(path) as partial:
-    figure.savefig(partial, dpi=150)
+    figure.savefig(partial, dpi=150, bbox_inches='tight')
 
 
 if __name__ == '__main__':

@@ -59,7 +59,18 @@ def mean(
 
 
 def hits(outputs: Any, batch: Batch) -> Array:
-  """Where the likeliest class is the label, [b] bool."""
+  """Where the likeliest class is the label.
+
+  Args:
+    outputs: with `logits` [b, c].
+    batch: with `labels` [b].
+
+  Returns:
+    [b] bool.
+
+  Raises:
+    ValueError: if there are not as many labels as logits.
+  """
   return _top(outputs, batch) == batch['labels']
 
 
@@ -329,10 +340,17 @@ def _split(
 
 
 def log_odds(outputs: Any, batch: Batch) -> Array:
-  """Log-odds of the second of two classes, [b].
+  """Log-odds of the second of two classes.
+
+  Args:
+    outputs: with `logits` [b, 2].
+    batch: not looked at.
+
+  Returns:
+    [b].
 
   Raises:
-    ValueError: if there are not two.
+    ValueError: if there are not two classes.
   """
   del batch
   c = outputs.logits.shape[-1]
@@ -429,7 +447,16 @@ def quantiles(
 
 
 def bags(predict: Predict, state: State, batch: Batch) -> Array:
-  """The logits [b, m, c] of the instances of bags, `x` [b, m, ...]."""
+  """The logits of the instances of bags, as `Score.forward`.
+
+  Args:
+    predict: of a method.
+    state: its state.
+    batch: with `x` [b, m, ...].
+
+  Returns:
+    [b, m, c].
+  """
   return bag_logits(predict, state, batch['x'])
 
 

@@ -73,7 +73,16 @@ def setting(config: Common, skipped: Collection[str] = ()) -> dict[str, Any]:
 def about(
   experiment: str, config: Common, metric: str = 'accuracy'
 ) -> dict[str, Any]:
-  """What all rows of the results share, for `compare`."""
+  """What all rows of the results share, for `compare`.
+
+  Args:
+    experiment: the name of the script.
+    config: its options.
+    metric: what is compared.
+
+  Returns:
+    By name.
+  """
   return {
     'experiment': experiment,
     'dataset': config.dataset,
@@ -147,12 +156,26 @@ def checkpoint(config: Resumable, name: str) -> Checkpoint | None:
 
 
 def read(config: Common) -> Dataset:
-  """The data set of the options."""
+  """The data set of the options.
+
+  Args:
+    config: of the script.
+
+  Returns:
+    The data set.
+  """
   return load(config.dataset, data_dir=config.data_dir or None)
 
 
 def binary(dataset: Dataset, positive: Collection[int]) -> Dataset:
   """The data set with label 1 for some classes and 0 for the others.
+
+  Args:
+    dataset: of several classes.
+    positive: the classes that become 1.
+
+  Returns:
+    The data set.
 
   Raises:
     ValueError: if the test set then has one class alone.
@@ -218,7 +241,14 @@ def bag_arrays(part: Examples, bags: noise.Bags) -> dict[str, np.ndarray]:
 
 
 def per_run(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, PerRun]:
-  """The arrays [n, ...] of all runs, by name, for `fit_many`."""
+  """The arrays of all runs, by name, for `fit_many`.
+
+  Args:
+    runs: the arrays [n, ...] of each run.
+
+  Returns:
+    `PerRun` [runs, n, ...] by name.
+  """
   stacked = jax.tree.map(lambda *rows: np.stack(rows), *map(dict, runs))
   return {name: PerRun(values) for name, values in stacked.items()}
 
