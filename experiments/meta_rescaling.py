@@ -209,7 +209,7 @@ def make_task(config: Config, dataset: Dataset) -> Task:
   clean, rest = picked(config, dataset.train.labels)
   n, b = rest.sum(), config.batch_size
   check(b <= n, f'batch_size must be at most {n}, got {b}')
-  matrix = transition(config.noise, dataset.num_classes, config.rate)
+  matrix = getattr(noise, config.noise)(dataset.num_classes, config.rate)
 
   def noisy(labels: np.ndarray, keys: jax.Array) -> np.ndarray:
     draws = [noise.corrupt(key, labels, matrix).labels for key in keys]
@@ -248,15 +248,6 @@ def picked(config: Config, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   )
   clean = script.per_class(labels, config.meta_per_class)
   return clean, script.per_class(labels, size) & ~clean
-
-
-def transition(name: str, c: int, rate: float) -> jax.Array:
-  """The matrix of the noise."""
-  if name != 'class_imbalanced':
-    return getattr(noise, name)(c, rate)
-  spread = min(rate, 1 - rate)
-  rates = np.linspace(rate - spread, rate + spread, c)
-  return jnp.stack([noise.symmetric(c, r)[k] for k, r in enumerate(rates)])
 
 
 # --- methods and their weights ------------------------------------------------

@@ -77,6 +77,32 @@ def symmetric_inclusive(num_classes: int, rate: Scalar) -> Array:
   return (1 - rate) * jnp.eye(num_classes) + rate / num_classes
 
 
+def class_imbalanced(num_classes: int, rate: Scalar) -> Array:
+  r"""The transition of symmetric noise whose rate grows from class to class.
+
+  .. math:: r_k = r - s + 2 s\, \frac{k}{c - 1}, \qquad s = \min(r, 1 - r)
+
+  Args:
+    num_classes: c >= 2.
+    rate: r in [0, 1], the mean of the rates.
+
+  Returns:
+    [c, c], `T[i, j] = P(noisy = j | clean = i)`.
+
+  Raises:
+    ValueError: if `num_classes` or `rate` is out of range.
+
+  >>> class_imbalanced(3, 0.25).diagonal().tolist()
+  [1.0, 0.75, 0.5]
+  """
+  check_classes(num_classes)
+  check_rate('rate', rate)
+  spread = jnp.minimum(rate, 1 - rate)
+  rates = jnp.linspace(rate - spread, rate + spread, num_classes)[:, None]
+  eye = jnp.eye(num_classes)
+  return (1 - rates) * eye + rates / (num_classes - 1) * (1 - eye)
+
+
 def pair_flip(num_classes: int, rate: Scalar) -> Array:
   """The transition of class i to class (i + 1) mod c.
 
