@@ -11,6 +11,8 @@ import importlib.metadata
 import os
 import pathlib
 
+import pytest
+
 flags = os.environ.get('XLA_FLAGS', '').split()
 flags.append('--xla_force_host_platform_device_count=8')
 if not any('optimization_level' in flag for flag in flags):
@@ -28,3 +30,5 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
 gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
+
+pytest.register_assert_rewrite('contract')  # plain asserts, outside of tests
