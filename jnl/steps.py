@@ -52,6 +52,40 @@ MODEL_TAG = 0
 """Tag of the keys that networks get for their own randomness (dropout)."""
 
 
+def linear(num_features: int, num_classes: int) -> Model:
+  r"""A linear classifier (softmax regression), zeros at first.
+
+  .. math:: z = x W + b
+
+  For features that are at hand, and for trying a method without a network; see
+  `jnl.nets` for those.
+
+  Args:
+    num_features: d.
+    num_classes: c.
+
+  Returns:
+    A model of inputs [..., d], which are its features.
+
+  >>> params, stats = linear(3, 2).init(jax.random.key(0))
+  >>> jax.tree.map(jnp.shape, params)
+  {'bias': (2,), 'weights': (3, 2)}
+  """
+
+  def init(key: Key) -> tuple[Params, Stats]:
+    del key
+    weights = jnp.zeros((num_features, num_classes))
+    return {'weights': weights, 'bias': jnp.zeros(num_classes)}, {}
+
+  def apply(
+    params: Params, stats: Stats, x: Array, keys: Key | None, train: bool
+  ) -> tuple[Outputs, Stats]:
+    del keys, train
+    return Outputs(x @ params['weights'] + params['bias'], x), stats
+
+  return Model(init, apply)
+
+
 # --- methods ------------------------------------------------------------------
 
 
@@ -135,9 +169,7 @@ def supervised(
     ValueError: at trace time, if a batch lacks an array or the loss gives
       anything but one value for each example.
 
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> model = linear(2, 2)
   >>> from jnl import losses
   >>> method = supervised(losses.gce, model, optax.sgd(0.1))
   >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 1]),
@@ -183,9 +215,7 @@ def supervised_bags(
     ValueError: at trace time, if a batch lacks an array or the loss gives
       anything but one value for each bag.
 
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> model = linear(2, 2)
   >>> from jnl import losses
   >>> method = supervised_bags(
   ...   lambda logits, batch: losses.dllp(logits, proportions_of(batch)),

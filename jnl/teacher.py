@@ -52,17 +52,13 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
     ValueError: if `decay` is out of range.
 
   >>> import jax, optax
-  >>> import jax.numpy as jnp
-  >>> from jnl.base import Model, Outputs
-  >>> from jnl.steps import supervised
   >>> from jnl.losses import ce
-  >>> model = Model(
-  ...   lambda key: ({'w': jnp.ones((2, 3))}, {}),
-  ...   lambda p, stats, x, keys, train: (Outputs(x @ p['w'], x), stats))
+  >>> from jnl.steps import linear, supervised
+  >>> model = linear(2, 3)
   >>> method = averaged(supervised(ce, model, optax.sgd(1.)))
   >>> state = method.init(jax.random.key(0))
-  >>> jax.tree.map(jnp.shape, state.extra)
-  Averaged(params={'w': (2, 3)}, extra=())
+  >>> jax.tree.map(lambda p: p.shape, state.extra)
+  Averaged(params={'bias': (3,), 'weights': (2, 3)}, extra=())
 
   Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS
   2017, arXiv 1703.01780; the average is used for evaluation alone, as in Sohn

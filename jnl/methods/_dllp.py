@@ -36,10 +36,8 @@ def dllp(
 
   >>> import jax
   >>> import jax.numpy as jnp
-  >>> from jnl.base import Outputs
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = dllp(model, optax.sgd(0.1))
   >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),
   ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}

@@ -83,9 +83,8 @@ def ill_noisy(
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
 
   >>> import jax
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> tx = optax.sgd(0.1)
   >>> method = ill_noisy(model, tx, optax.sgd(0.1), num_classes=2)
   >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
@@ -146,16 +145,15 @@ def ill_partial(
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
 
   >>> import jax
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = ill_partial(model, optax.sgd(0.1))
   >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
   ...   'candidates': jnp.array([[True, False], [True, True]]),
   ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2)}
   >>> state = method.init(jax.random.key(0))
   >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
-  >>> state.params.shape, bool(jnp.isfinite(metrics['loss']))
+  >>> state.params['weights'].shape, bool(jnp.isfinite(metrics['loss']))
   ((2, 2), True)
   """
   check_range('entropy_weight', entropy_weight, 0)
@@ -212,9 +210,8 @@ def ill_semi(
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
 
   >>> import jax
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = ill_semi(model, optax.sgd(0.1), num_classes=2)
   >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),
   ...   'labels': jnp.array([0, -1]), 'labeled': jnp.array([True, False]),
@@ -286,9 +283,8 @@ def ill_mixed(
     ValueError: if a hyperparameter is out of range, or a batch lacks an array.
 
   >>> import jax
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> tx = optax.sgd(0.1)
   >>> method = ill_mixed(model, tx, optax.sgd(0.1), num_classes=2)
   >>> batch = {'x': jnp.eye(2), 'x_strong': jnp.eye(2),

@@ -90,9 +90,8 @@ def l2rw(
 
   >>> import jax
   >>> from jnl.base import Outputs, unpack_rows
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = l2rw(model, optax.sgd(0.1), num_examples=4)
   >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),
   ...   'index': jnp.array([0, 3]), 'weight': jnp.ones(2),

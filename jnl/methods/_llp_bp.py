@@ -248,9 +248,8 @@ def refine(
   Raises:
     ValueError: if `bag_weight` is negative.
 
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = refine(model, model, optax.sgd(0.1))  # of instances, of bags
   >>> labels = jnp.array([[0, 1, 0], [1, 1, 1]])  # as of `pseudo_labels`
   >>> batch = {'x': jnp.ones((2, 3, 2)), 'counts': jnp.array([1, 3]),

@@ -120,10 +120,8 @@ def mslc(
       stream or has it in a wrong form.
 
   >>> import jax
-  >>> from jnl.base import Outputs
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> tx = optax.sgd(0.1)
   >>> method = mslc(model, tx, optax.sgd(0.1), num_examples=4, num_classes=2)
   >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),

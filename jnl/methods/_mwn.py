@@ -112,10 +112,8 @@ def mwn(
       form.
 
   >>> import jax
-  >>> from jnl.base import Outputs
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> tx = optax.sgd(0.1)
   >>> method = mwn(model, tx, virtual_tx=optax.sgd(0.1), num_examples=4)
   >>> batch = {'x': jnp.eye(2), 'labels': jnp.array([0, 0]),

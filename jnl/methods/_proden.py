@@ -60,10 +60,8 @@ def proden(
     ValueError: if a batch lacks an array.
 
   >>> import jax
-  >>> from jnl.base import Outputs
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = proden(model, optax.sgd(0.1), num_examples=4, num_classes=2)
   >>> batch = {'x': jnp.eye(2),
   ...   'candidates': jnp.array([[True, False], [True, True]]),

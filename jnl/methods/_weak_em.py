@@ -65,10 +65,8 @@ def weak_em(
   Raises:
     ValueError: if a weight is negative.
 
-  >>> from jnl.base import Outputs
-  >>> model = Model(  # linear; see `jnl.nets` for networks
-  ...   lambda key: (jnp.zeros((2, 2)), {}),
-  ...   lambda w, stats, x, *_: (Outputs(x @ w, x), stats))
+  >>> from jnl.steps import linear
+  >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> from jnl import automata
   >>> method = weak_em(model, optax.sgd(0.1), lambda logits, batch:
   ...   automata.pair(logits, automata.similarity(batch['similar'])))
