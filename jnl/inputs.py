@@ -31,6 +31,28 @@ def as_array(name: str, x: Any) -> Array:
     ) from error
 
 
+def read_floats(name: str, x: Any) -> Array:
+  """An array of floating-point numbers, in its own dtype.
+
+  Args:
+    name: what the error calls it.
+    x: a list, numpy or jax array.
+
+  Returns:
+    The array.
+
+  Raises:
+    TypeError: if it is of anything else.
+  """
+  x = as_array(name, x)
+  check(
+    jnp.issubdtype(x.dtype, jnp.floating),
+    f'{name} must be floating-point, got {x.dtype}',
+    TypeError,
+  )
+  return x
+
+
 def read_logits(
   logits: Any, name: str = 'logits', *, masked: bool = False
 ) -> Array:
@@ -44,12 +66,7 @@ def read_logits(
       follow: beside a gather it costs up to 40% on CPU. +inf and NaN stay, and
       make a loss NaN.
   """
-  logits = as_array(name, logits)
-  check(
-    jnp.issubdtype(logits.dtype, jnp.floating),
-    f'{name} must be floating-point, got {logits.dtype}',
-    TypeError,
-  )
+  logits = read_floats(name, logits)
   check(
     logits.ndim >= 1 and logits.shape[-1] >= 2,
     f'{name} must be [..., c] with c >= 2 classes, got shape {logits.shape}',
@@ -319,12 +336,7 @@ def read_bag_logits(
   logits: ArrayLike, mask: ArrayLike | None, classes: int | None = None
 ) -> tuple[Array, Array]:
   """As `read_bags`, but for the normalization: a logit may be anything."""
-  logits = jnp.asarray(logits)
-  check(
-    jnp.issubdtype(logits.dtype, jnp.floating),
-    f'logits must be floating-point, got {logits.dtype}',
-    TypeError,
-  )
+  logits = read_floats('logits', logits)
   check(
     logits.ndim >= 2 and logits.shape[-1] >= 2,
     f'logits must be [..., m, c] with c >= 2 classes, got shape {logits.shape}',

@@ -28,6 +28,7 @@ from jnl.base import (
   is_concrete,
   mesh_of,
 )
+from jnl.inputs import read_floats
 
 Metric = Literal['euclidean', 'cosine']
 Search = Literal['exact', 'approximate', 'faiss']
@@ -138,12 +139,7 @@ def nearest(
 
 def _read_points(name: str, points: ArrayLike) -> Array:
   check_auto(points, name)
-  points = jnp.asarray(points)
-  check(
-    jnp.issubdtype(points.dtype, jnp.floating),
-    f'{name} must be floating-point, got {points.dtype}',
-    TypeError,
-  )
+  points = read_floats(name, points)
   check(
     points.ndim == 2 and points.shape[0] >= 1 and points.shape[1] >= 1,
     f'{name} must be [n, d], not empty, got shape {points.shape}',

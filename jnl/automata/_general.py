@@ -17,7 +17,7 @@ import numpy as np
 
 from jnl.automata._inputs import Inference, conclude
 from jnl.base import LOG_ZERO, Array, check, is_concrete
-from jnl.inputs import read_bags
+from jnl.inputs import read_bags, read_floats
 
 BINARY = (False, True)
 """`counted` for two classes: label 1 is the positive one."""
@@ -309,12 +309,7 @@ def pair_automaton(log_weights: ArrayLike) -> Automaton:
 
 def read_table(log_weights: ArrayLike) -> Array:
   """The log weights [..., k, k] of pairs of labels, checked."""
-  log_weights = jnp.asarray(log_weights)
-  check(
-    jnp.issubdtype(log_weights.dtype, jnp.floating),
-    f'log_weights must be floating-point, got {log_weights.dtype}',
-    TypeError,
-  )
+  log_weights = read_floats('log_weights', log_weights)
   check(
     log_weights.ndim >= 2
     and log_weights.shape[-1] == log_weights.shape[-2] >= 2,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jnl.base import LOG_ZERO, Array, check
-from jnl.inputs import read_mask
+from jnl.inputs import read_floats, read_mask
 from jnl.logspace import LARGEST
 
 
@@ -52,12 +52,7 @@ def read_log_odds(
   Raises:
     TypeError, ValueError: if an array is malformed.
   """
-  log_odds = jnp.asarray(log_odds)
-  check(
-    jnp.issubdtype(log_odds.dtype, jnp.floating),
-    f'log_odds must be floating-point, got {log_odds.dtype}',
-    TypeError,
-  )
+  log_odds = read_floats('log_odds', log_odds)
   check(
     log_odds.ndim >= 1 and log_odds.shape[-1] >= 1,
     f'log_odds must be [..., m] with m >= 1, got shape {log_odds.shape}',

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import AXIS, PAD, Array, check, is_concrete
+from jnl.inputs import read_floats
 from jnl.neighbors import Graph, graph_of_edges, within_runs
 
 Factorization = Literal['count', 'pairwise']
@@ -268,12 +269,7 @@ def add_log_odds(graph: FactorGraph, log_odds: ArrayLike) -> FactorGraph:
   Raises:
     TypeError, ValueError: if `log_odds` is malformed.
   """
-  n, log_odds = len(graph.slots), jnp.asarray(log_odds)
-  check(
-    jnp.issubdtype(log_odds.dtype, jnp.floating),
-    f'log_odds must be floating-point, got {log_odds.dtype}',
-    TypeError,
-  )
+  n, log_odds = len(graph.slots), read_floats('log_odds', log_odds)
   check(log_odds.shape == (n,), f'log_odds must be [{n}], got {log_odds.shape}')
   if is_concrete(log_odds):
     check(jnp.all(jnp.isfinite(log_odds)), 'log_odds must be finite')

@@ -6,7 +6,12 @@ from jax.typing import ArrayLike
 
 from jnl import logspace
 from jnl.base import LOG_ZERO, Array, check, is_concrete
-from jnl.inputs import read_candidates, read_logits, read_transition
+from jnl.inputs import (
+  read_candidates,
+  read_floats,
+  read_logits,
+  read_transition,
+)
 from jnl.logspace import safe_log
 
 
@@ -44,12 +49,7 @@ def read_evidence(
 
 def check_like(name: str, array: ArrayLike, logits: Array) -> None:
   """Floating-point, and of the shape of the logits."""
-  array = jnp.asarray(array)
-  check(
-    jnp.issubdtype(array.dtype, jnp.floating),
-    f'{name} must be floating-point, got {array.dtype}',
-    TypeError,
-  )
+  array = read_floats(name, array)
   check(
     array.shape == logits.shape,
     f'{name} must be {logits.shape}, as the logits, got shape {array.shape}',
@@ -58,12 +58,7 @@ def check_like(name: str, array: ArrayLike, logits: Array) -> None:
 
 def read_square(name: str, matrix: ArrayLike) -> Array:
   """A square matrix in at least float32."""
-  matrix = jnp.asarray(matrix)
-  check(
-    jnp.issubdtype(matrix.dtype, jnp.floating),
-    f'{name} must be floating-point, got {matrix.dtype}',
-    TypeError,
-  )
+  matrix = read_floats(name, matrix)
   check(
     matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] >= 2,
     f'{name} must be [c, c] with c >= 2, got shape {matrix.shape}',

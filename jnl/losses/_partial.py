@@ -301,12 +301,7 @@ def _within(logits: Array, mask: Array) -> Array:
 
 
 def _read_confidence(confidence: ArrayLike, logits: Array) -> Array:
-  confidence = inputs.as_array('confidence', confidence)
-  check(
-    jnp.issubdtype(confidence.dtype, jnp.floating),
-    f'confidence must be floating-point, got {confidence.dtype}',
-    TypeError,
-  )
+  confidence = inputs.read_floats('confidence', confidence)
   check(
     confidence.shape == logits.shape,
     f'confidence must have the shape of the logits, {logits.shape}, got '

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jnl import logspace
 from jnl.base import Array, Scalar, check
-from jnl.inputs import check_range, read_logits
+from jnl.inputs import check_range, read_floats, read_logits
 from jnl.losses import _labels
 from jnl.losses._labels import read
 
@@ -340,13 +340,7 @@ def vat(
   1704.03976; for label proportions Tsai, Lin, "Learning from Label Proportions
   with Consistency Regularization", ACML 2020, arXiv 1910.13188.
   """
-  x, direction = jnp.asarray(x), jnp.asarray(direction)
-  for name, array in (('x', x), ('direction', direction)):
-    check(
-      jnp.issubdtype(array.dtype, jnp.floating),
-      f'{name} must be floating-point, got {array.dtype}',
-      TypeError,
-    )
+  x, direction = read_floats('x', x), read_floats('direction', direction)
   check(
     direction.shape == x.shape and x.ndim >= 1,
     f'direction must have the shape of x, {x.shape}, got {direction.shape}',
@@ -406,11 +400,7 @@ def _like(x: ArrayLike, logits: Array, name: str) -> Array:
     x.shape == logits.shape,
     f'{name} must have the shape of logits, {logits.shape}, got {x.shape}',
   )
-  check(
-    jnp.issubdtype(x.dtype, jnp.floating),
-    f'{name} must be floating-point, got {x.dtype}',
-    TypeError,
-  )
+  x = read_floats(name, x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
