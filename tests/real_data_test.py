@@ -117,7 +117,7 @@ def test_plain_training_on_texts_learns_and_then_fits_the_noise(
       batch_size=32,
       devices=jax.devices()[:1],
       held_out={'test': {'x': dataset.test.x, 'labels': dataset.test.labels}},
-    ).history['test']
+    ).history['test_accuracy']
     for labels in (train.labels, noisy)
   ]
   print([curve.round(3).tolist() for curve in curves])

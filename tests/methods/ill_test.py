@@ -131,7 +131,7 @@ def test_the_matrix_has_an_optimizer_of_its_own(name):
   decayed = optax.chain(optax.add_decayed_weights(10.0), optax.sgd(0.1))
   data = batch()
   for rate in (0.0, 0.1):
-    method = build(network(), decayed, optax.sgd(rate), C)
+    method = build(network(), decayed, optax.sgd(rate), num_classes=C)
     start = method.init(KEY)
     state, _ = jax.jit(method.step)(start, data, KEY)
     moved = np.abs(state.params['noise'] - np.eye(C)).max()
@@ -417,7 +417,7 @@ def last_accuracy(method, digits, data, epochs, augment=None):
     augment=augment,
     devices=jax.devices()[:1],
   )
-  return fit.history['test'][:, -1].mean(), fit.state
+  return fit.history['test_accuracy'][:, -1].mean(), fit.state
 
 
 def on_sets(loss, model, tx):

@@ -140,7 +140,7 @@ def accuracy(method, digits, counts):
     held_out={'test': test},
     devices=jax.devices()[:1],
   )
-  return fitted.history['test'][:, -1].mean()
+  return fitted.history['test_accuracy'][:, -1].mean()
 
 
 def test_counts_teach_single_instances(digits):

@@ -187,7 +187,7 @@ def test_names_and_ids_fit_each_other():
     ('text_transformer', token_ids(texts)),
   ):
     net = build(name, 4)
-    assert net.classes == 4
+    assert net.num_classes == 4
     model = from_linen(net, ids.shape[1:])
     shapes, _ = jax.eval_shape(model.init, KEY)
     table = shapes['Embed_0']['embedding']
