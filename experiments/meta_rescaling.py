@@ -90,7 +90,7 @@ class Config(script.Common):
   rate: float = option(-1.0, 'noise rate: by default .6, texts .3')
   imbalance: float = option(1.0, 'how often the first class is the last one')
   meta_per_class: int = option(10, 'clean examples of each class')
-  net: str = option('', 'network: by default mlp, texts ngram; nets/names.py')
+  net: str = option('', 'network: by default mlp, texts ngram; see nets.build')
   dropout: float = option(0.1, 'of the network, if it has dropout')
   augment: str = option('none', 'of images: none, or crop_flip')
   optimizer: str = option('', 'sgd, adam or first_adam; by default sgd or adam')

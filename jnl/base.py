@@ -293,7 +293,7 @@ def check_auto(x: Any, name: str) -> None:
     not explicit or not any(sharding.spec),
     f'{name} is split over the explicit mesh axes {explicit}: make the mesh '
     "with jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,)), or take "
-    'the step from `jnl.train._parallel.parallel`',
+    'the step from `jnl.train.parallel`',
   )
 
 

@@ -189,7 +189,7 @@ def from_arrays(
   Args:
     x: [n, ...]; uint8 pixels are divided by the largest one, other numbers
       taken as they are; images without channels, [n, h, w], get one. Texts
-      become ids first (`jnl.data._text.ngram_ids`).
+      become ids first (`jnl.data.ngram_ids`).
     labels: [n] int, clean if the test labels are to be believed.
     x_test: [n_test, ...]; by default a quarter of `x` is the test set.
     labels_test: [n_test] int.
@@ -267,7 +267,7 @@ def _check_no_text(name: str, x: np.ndarray) -> None:
   check(
     dtype.kind not in 'OSUT',
     f'{name} must be numbers, got {dtype}: texts become numbers by '
-    'jnl.data._text.ngram_ids or token_ids',
+    'jnl.data.ngram_ids or token_ids',
     TypeError,
   )
 

@@ -7,12 +7,14 @@ there are any), of clean examples or of the training set again:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jnl import meta
 from jnl.base import (
   Array,
   Batch,
@@ -167,6 +169,35 @@ def mean_loss(run: Run, params: Params) -> tuple[Array, tuple[()]]:
   """The mean loss of a stream over all devices, and nothing beside it."""
   passed = run(params)
   return global_mean(passed.losses, passed.weight), ()
+
+
+def look_ahead(
+  virtual_tx: optax.GradientTransformation,
+  gradient: Params,
+  state: State,
+  run_clean: Run,
+  losses_fn: Callable[[Params], Array],
+) -> tuple[optax.OptState, meta.LookAhead]:
+  """What the clean loss says of a virtual step.
+
+  Args:
+    virtual_tx: the optimizer of virtual steps, whose state is
+      `state.extra.virtual_opt`.
+    gradient: of the network's loss.
+    state: where the step starts from.
+    run_clean: a pass over the clean examples.
+    losses_fn: `params -> [..., b]`, what the step is made of.
+
+  Returns:
+    The state of `virtual_tx` after the step, and the look ahead.
+  """
+  virtual = meta.virtual_step(
+    gradient, state.params, state.extra.virtual_opt, virtual_tx
+  )
+  clean_loss = partial(mean_loss, run_clean)
+  return virtual.opt, meta.look_ahead(
+    virtual, clean_loss, losses_fn, state.params
+  )
 
 
 def update_weigher(

@@ -37,7 +37,7 @@ from jnl.methods._meta import (
   Passed,
   Run,
   forward,
-  mean_loss,
+  look_ahead,
   read_streams,
   update_network,
   update_weigher,
@@ -206,14 +206,8 @@ def _step(
 
   # A virtual step with the weighers as they are; what the clean loss says.
   (_, (_, first)), gradient = global_grad(mixed)(state.params, old.nets)
-  virtual = meta.virtual_step(
-    gradient, state.params, old.virtual_opt, virtual_tx
-  )
-  ahead = meta.look_ahead(
-    virtual,
-    partial(mean_loss, run_clean),
-    lambda params: part(params).values,
-    state.params,
+  virtual_opt, ahead = look_ahead(
+    virtual_tx, gradient, state, run_clean, lambda params: part(params).values
   )
 
   # The weighers descend the clean loss, ...
@@ -232,7 +226,7 @@ def _step(
     'beta': global_mean(found.beta, passed.weight),
     **unplaced(tables, batch),
   }
-  extra = Purified(*nets, virtual.opt, *tables)
+  extra = Purified(*nets, virtual_opt, *tables)
   return State(state.step + 1, *now, extra), metrics
 
 

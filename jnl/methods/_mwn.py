@@ -32,7 +32,7 @@ from jnl.methods._meta import (
   Passed,
   Run,
   forward,
-  mean_loss,
+  look_ahead,
   read_streams,
   start,
   update_network,
@@ -171,14 +171,8 @@ def _step(
 
   # A virtual step with the weigher as it is; what the clean loss says of it.
   (_, (first, _)), gradient = global_grad(weighted)(state.params, old.weigher)
-  virtual = meta.virtual_step(
-    gradient, state.params, old.virtual_opt, virtual_tx
-  )
-  ahead = meta.look_ahead(
-    virtual,
-    partial(mean_loss, run_clean),
-    lambda params: run(params).losses,
-    state.params,
+  virtual_opt, ahead = look_ahead(
+    virtual_tx, gradient, state, run_clean, lambda params: run(params).losses
   )
 
   # The weigher descends the clean loss, ...
@@ -199,7 +193,7 @@ def _step(
     'mean_weight': global_mean(weights, passed.weight),
     **unplaced(table, batch),
   }
-  extra = Weighed(*weigher, virtual.opt, table)
+  extra = Weighed(*weigher, virtual_opt, table)
   return State(state.step + 1, *now, extra), metrics
 
 

@@ -41,12 +41,8 @@ def reduce_rows(
 ) -> dict[str, Array]:
   """The numbers of a set, of the rows of its padded batches."""
   n = len(arrays['weight'])
-  whole = lambda *rows: rows[0][:n] if len(rows) == 1 else _joined(rows, n)
+  whole = lambda *rows: jnp.concatenate(rows)[:n]
   return dict(score.reduce(jax.tree.map(whole, *parts), arrays))
-
-
-def _joined(rows: tuple[Array, ...], n: int) -> Array:
-  return jnp.concatenate(rows)[:n]
 
 
 _collect_rows = jax.jit(collect_rows, static_argnums=(0, 1))

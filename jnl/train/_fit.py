@@ -550,8 +550,12 @@ def _feed(
 
   plan = program.plan
 
+  @functools.lru_cache(maxsize=2)  # every source asks for this and the next
+  def orders(epoch: int) -> dict[str, jax.Array]:
+    return program.parts.order(key, epoch)
+
   def order_of(name: str, epoch: int) -> np.ndarray:
-    return np.asarray(program.parts.order(key, epoch)[name])
+    return np.asarray(orders(epoch)[name])
 
   with contextlib.ExitStack() as stack:
     opened = {

@@ -124,8 +124,7 @@ def take(
   key: Key,
   epoch: Array,
 ) -> tuple[dict[str, Batch], Key]:
-  """The i-th batches of an epoch, of the sources that have an order, and the
-  key of its step."""
+  """The i-th batches of the sources that have an order; the key of the step."""
   key = jax.random.fold_in(jax.random.fold_in(key, STEP), epoch)
   batches = {
     name: take_batch(tables[name], own, i, plan.sources[name].batch_size)
@@ -551,7 +550,10 @@ def run_refit(
 ) -> State:
   """What happens between epochs; donates the state."""
   main, parts = program.plan.main, program.parts
-  natural = index_order(main.n, main.shards, main.batch_size)
+  # Sent once, and not again with every batch.
+  natural = jax.device_put(
+    index_order(main.n, main.shards, main.batch_size), program.where.whole
+  )
   take, steps = parts.take_in_order, range(natural.size // main.batch_size)
   feed = feed._replace(tables={'': feed.tables['']})
   key = parts.refit_key(key, epoch)
