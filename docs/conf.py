@@ -1,0 +1,35 @@
+"""How Sphinx builds the pages: `python -m sphinx -W docs docs/_build/html`."""
+
+import os
+import pathlib
+import sys
+
+DOCS = pathlib.Path(__file__).parent
+sys.path += [str(DOCS / '_ext')]
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+project = 'jnl'
+author = 'the authors of jnl'
+copyright = 'the authors of jnl, Apache-2.0'  # noqa: A001
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton']
+exclude_patterns = ['_build', '_ext']
+
+html_theme = 'furo'
+html_title = 'jnl'
+html_show_sphinx = False
+html_show_copyright = False
+copybutton_prompt_text = r'>>> |\.\.\. '
+copybutton_prompt_is_regexp = True
+
+myst_heading_anchors = 3
+myst_enable_extensions = ['dollarmath']
+nb_execution_mode = 'cache'
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_output_stderr = 'remove'
+nb_merge_streams = True
+
+autodoc_member_order = 'alphabetical'
+maximum_signature_line_length = 79
+nitpicky = True
