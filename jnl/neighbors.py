@@ -410,8 +410,8 @@ def matern12(distances: ArrayLike, *, scale: Scalar = 1.0) -> Array:
   >>> matern12(jnp.array([0., 2.]), scale=2.)
   Array([1.        , 0.36787945], dtype=float32)
 
-  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning,
-  MIT Press 2006 (eq. 4.17, the exponential covariance function).
+  Reference: Rasmussen, Williams, "Gaussian Processes for Machine Learning", MIT
+  Press 2006 (eq. 4.17, the exponential covariance function).
   """
   check(scale > 0, f'scale must be positive, got {scale}')
   return jnp.exp(-jnp.asarray(distances) / scale)
@@ -433,8 +433,8 @@ def rbf(distances: ArrayLike, *, scale: Scalar = 1.0) -> Array:
   >>> rbf(jnp.array([0., 1.]))
   Array([1.        , 0.60653067], dtype=float32)
 
-  Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning,
-  MIT Press 2006 (eq. 4.9, the squared exponential covariance function).
+  Reference: Rasmussen, Williams, "Gaussian Processes for Machine Learning", MIT
+  Press 2006 (eq. 4.9, the squared exponential covariance function).
   """
   check(scale > 0, f'scale must be positive, got {scale}')
   return jnp.exp(-((jnp.asarray(distances) / scale) ** 2) / 2)

@@ -152,8 +152,9 @@ def ema_rate_warmup(step: Scalar, *, rate: Scalar = 0.9999) -> Array:
   >>> ema_rate_warmup(jnp.array([0, 1, 99]), rate=0.75).tolist()
   [0.0, 0.5, 0.75]
 
-  Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS
-  2017, arXiv 1703.01780.
+  Reference: Tarvainen, Valpola, "Mean teachers are better role models:
+  Weight-averaged consistency targets improve semi-supervised deep learning
+  results", NeurIPS 2017, arXiv 1703.01780.
   """
   step = jnp.asarray(step)
   step = step.astype(jnp.promote_types(step.dtype, jnp.float32))

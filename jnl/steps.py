@@ -698,7 +698,8 @@ def per_example_step(
   >>> unpack_rows(new, 3).tolist()
   [0.0, 0.0, -0.5]
 
-  Reference: as the variables of SOP move, Liu et al., arXiv 2202.14026.
+  Reference: Liu, Zhu, Qu, You, "Robust Training under Label Noise by
+  Over-parameterization", ICML 2022, arXiv 2202.14026, whose variables move so.
   """
   rows = read_rows(table, index)
   moved = rows - learning_rate * gradient.astype(rows.dtype)

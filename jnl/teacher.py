@@ -60,9 +60,11 @@ def averaged(method: Method, *, decay: Scalar = 0.999) -> Method:
   >>> jax.tree.map(lambda p: p.shape, state.extra)
   Averaged(params={'bias': (3,), 'weights': (2, 3)}, extra=())
 
-  Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS
-  2017, arXiv 1703.01780; the average is used for evaluation alone, as in Sohn
-  et al., "FixMatch", NeurIPS 2020, arXiv 2001.07685.
+  Reference: Tarvainen, Valpola, "Mean teachers are better role models:
+  Weight-averaged consistency targets improve semi-supervised deep learning
+  results", NeurIPS 2017, arXiv 1703.01780; the average is used for evaluation
+  alone, as in Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with
+  Consistency and Confidence", NeurIPS 2020, arXiv 2001.07685.
   """
   check((decay >= 0) & (decay <= 1), f'decay must lie in [0, 1], got {decay}')
 

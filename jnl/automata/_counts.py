@@ -46,9 +46,11 @@ def count(
   [0.333, 0.333, 0.333]
 
   Reference: Chen et al., "A General Framework for Learning from Weak
-  Supervision", ICML 2024, arXiv 2402.01922. The official recursion is not exact
-  (the emission of its last state is the negative one, and its likelihood is
-  P(N = n) / P(N <= n)); this one is.
+  Supervision", ICML 2024, arXiv 2402.01922; Shukla, Zeng, Ahmed, Van den
+  Broeck, "A Unified Approach to Count-Based Weakly-Supervised Learning",
+  NeurIPS 2023, arXiv 2311.13718. The official recursion of the former is not
+  exact (the emission of its last state is the negative one, and its likelihood
+  is P(N = n) / P(N <= n)); this one is.
   """
   log_odds, mask = _read_bags(logits, mask)
   counts = read_counts(counts, mask)
@@ -130,6 +132,8 @@ def multiple_instance(
   >>> found = multiple_instance(jnp.zeros((2, 2, 2)), jnp.array([True, False]))
   >>> [[round(float(q), 3) for q in bag[:, 1]] for bag in found.posterior]
   [[0.667, 0.667], [0.0, 0.0]]
+
+  Reference: see `pair`.
   """
   log_odds, mask = _read_bags(logits, mask)
   labels = jnp.asarray(labels)

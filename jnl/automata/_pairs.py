@@ -87,7 +87,7 @@ def similarity(
   one (1 - prior)^2; for these, pass 1 - prior.
 
   Reference: Bao, Niu, Sugiyama, "Classification from Pairwise Similarity and
-  Unlabeled Data", ICML 2018, arXiv 1802.04381; Chen et al., see `pair`.
+  Unlabeled Data", ICML 2018, arXiv 1802.04381; see `pair`.
   """
   similar = jnp.asarray(similar)
   check(
@@ -129,7 +129,7 @@ def comparison(*, ties: Scalar = 1.0) -> Array:
   [[1.0, 0.0], [1.0, 1.0]]
 
   Reference: Feng et al., "Pointwise Binary Classification with Pairwise
-  Confidence Comparisons", ICML 2021, arXiv 2010.01875; Chen et al., see `pair`.
+  Confidence Comparisons", ICML 2021, arXiv 2010.01875; see `pair`.
   """
   check((ties >= 0) & (ties <= 1), f'ties must lie in [0, 1], got {ties}')
   weights = jnp.array([[ties, 0], [1, ties]], float)
@@ -154,8 +154,8 @@ def similarity_confidence(confidence: ArrayLike) -> Array:
   [[0.75, 0.25], [0.25, 0.75]]
 
   Reference: Cao et al., "Learning from Similarity-Confidence Data", ICML 2021,
-  arXiv 2102.06879; Chen et al., see `pair`. The official code leaves the
-  confidence out of the second posterior.
+  arXiv 2102.06879; see `pair`. The official code leaves the confidence out of
+  the second posterior.
   """
   s = _read_number('confidence', confidence)[..., None, None]
   return jnp.where(jnp.eye(2, dtype=bool), _log(s), _log(1 - s))
@@ -181,7 +181,7 @@ def confidence_difference(difference: ArrayLike) -> Array:
   [[0.75, 0.0], [0.25, 0.75]]
 
   Reference: Wang et al., "Binary Classification with Confidence Difference",
-  NeurIPS 2023, arXiv 2310.05632; Chen et al., see `pair`.
+  NeurIPS 2023, arXiv 2310.05632; see `pair`.
   """
   d = _read_number('difference', difference, -1)[..., None, None]
   weights = jnp.where(
@@ -218,8 +218,7 @@ def positive_confidence(
   ['0.25', '0.75']
 
   Reference: Ishida, Niu, Sugiyama, "Binary Classification from
-  Positive-Confidence Data", NeurIPS 2018, arXiv 1710.07138; Chen et al., see
-  `pair`.
+  Positive-Confidence Data", NeurIPS 2018, arXiv 1710.07138; see `pair`.
   """
   log_probs, mask = read_bags(logits, mask, classes=2)
   confidence = jnp.asarray(confidence)

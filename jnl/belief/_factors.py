@@ -224,10 +224,11 @@ def label_proportions(
   Raises:
     TypeError, ValueError: if an argument is malformed.
 
-  Reference: Havaldar et al., "Learning from Label Proportions: Bootstrapping
-  Supervised Learners via Belief Propagation", ICLR 2024, arXiv 2310.08056, and
-  its code, which keeps a tie only where the first of the two is in a bag with
-  one positive at most. Nothing in the paper says so; here all are kept.
+  Reference: Havaldar, Sharma, Sareen, Shanmugam, Raghuveer, "Learning from
+  Label Proportions: Bootstrapping Supervised Learners via Belief Propagation",
+  ICLR 2024, arXiv 2310.08056, and its code, which keeps a tie only where the
+  first of the two is in a bag with one positive at most. Nothing in the paper
+  says so; here all are kept.
   """
   check(
     factorization in get_args(Factorization),

@@ -211,8 +211,9 @@ def propagate(
   (Array([0.95, 0.05, 1.  , 1.  ], dtype=float32), True)
 
   Reference: Kschischang et al., "Factor graphs and the sum-product algorithm",
-  IEEE Trans. Inf. Theory 2001; the law is that of Havaldar et al., ICLR 2024,
-  arXiv 2310.08056.
+  IEEE Trans Inf Theory 2001; the law is that of Havaldar, Sharma, Sareen,
+  Shanmugam, Raghuveer, "Learning from Label Proportions: Bootstrapping
+  Supervised Learners via Belief Propagation", ICLR 2024, arXiv 2310.08056.
   """
   check(iterations >= 1, f'iterations must be at least 1, got {iterations}')
   check(anneal >= 0, f'anneal must be >= 0, got {anneal}')

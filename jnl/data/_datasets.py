@@ -53,8 +53,8 @@ def digits(seed: int = 0) -> Dataset:
   Returns:
     The data set: 1200 training, 120 validation and 477 test rows.
 
-  Reference: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
-  Digits, UCI Machine Learning Repository, 1998.
+  Reference: Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI
+  Machine Learning Repository 1998.
   """
   from sklearn.datasets import load_digits  # slow to import
 
@@ -135,10 +135,10 @@ def load_text(
   Raises:
     ValueError, FileNotFoundError: as `load`; or if the data set is not text.
 
-  References:
-    T. Alberto, J. Lochter and T. Almeida, TubeSpam: Comment Spam Filtering on
-    YouTube, 2015. X. Li and D. Roth, Learning Question Classifiers, 2002.
-    B. Pang and L. Lee, Seeing Stars, 2005, arXiv:cs/0506075.
+  Reference: Alberto, Lochter, Almeida, "TubeSpam: Comment Spam Filtering on
+  YouTube", ICMLA 2015; Li, Roth, "Learning Question Classifiers", COLING 2002;
+  Pang, Lee, "Seeing Stars: Exploiting Class Relationships for Sentiment
+  Categorization with Respect to Rating Scales", ACL 2005, arXiv cs/0506075.
   """
   if data_dir is not None:
     parts = files.read_folder(name, data_dir)

@@ -432,8 +432,8 @@ def human_labels(
   Raises:
     FileNotFoundError, ValueError: naming the file.
 
-  Reference: Wei, Zhu, Cheng, Liu, Niu and Liu, Learning with Noisy Labels
-  Revisited: A Study Using Real-World Human Annotations, ICLR 2022, arXiv
+  Reference: Wei, Zhu, Cheng, Liu, Niu, Liu, "Learning with Noisy Labels
+  Revisited: A Study Using Real-World Human Annotations", ICLR 2022, arXiv
   2110.12088.
   """
   check_name('noise', noise, HUMAN)

@@ -99,8 +99,8 @@ def ngram_ids(
     ValueError: if `texts` is empty, or an argument out of range.
     TypeError: if one of `texts` is no string, naming it.
 
-  Reference: Weinberger, Dasgupta, Langford, Smola and Attenberg, Feature
-  Hashing for Large Scale Multitask Learning, 2009, arXiv:0902.2206, with signs
+  Reference: Weinberger, Dasgupta, Langford, Smola, Attenberg, "Feature Hashing
+  for Large Scale Multitask Learning", ICML 2009, arXiv 0902.2206, with signs
   that are not needed here, where an embedding is learned.
 
   >>> ngram_ids(['Spam, spam!'], buckets=100, length=5).tolist()

@@ -79,6 +79,8 @@ def noisy_loss(
   Raises:
     TypeError, ValueError: if an array is malformed, or a hyperparameter out of
       range.
+
+  Reference: see `noise_logits`.
   """
   check_range('entropy_weight', entropy_weight, 0)
   logits_w = _hide('logits_w', logits_w, weights)
@@ -133,6 +135,8 @@ def partial_loss(
   Raises:
     TypeError, ValueError: if an array is malformed (outside jit also if a set
       is empty), or a hyperparameter out of range.
+
+  Reference: see `noise_logits`.
   """
   check_range('entropy_weight', entropy_weight, 0)
   check(
@@ -198,6 +202,8 @@ def semi_loss(
   Raises:
     TypeError, ValueError: if an array is malformed, or a hyperparameter out of
       range.
+
+  Reference: see `noise_logits`.
   """
   check_range('entropy_weight', entropy_weight, 0)
   labeled = jnp.asarray(labeled)
@@ -277,6 +283,8 @@ def mixed_loss(
   Raises:
     TypeError, ValueError: if an array is malformed (outside jit also if a set
       that is not noisy is empty), or a hyperparameter out of range.
+
+  Reference: see `noise_logits`.
   """
   check_range('entropy_weight', entropy_weight, 0)
   transition = row_transition(lax.stop_gradient(noise_weights), scale=scale)

@@ -149,6 +149,8 @@ def noisy_posterior(
   >>> t = jnp.array([[.75, .25], [.25, .75]])
   >>> noisy_posterior(jnp.zeros(2), jnp.array(1), t).round(2).tolist()
   [0.25, 0.75]
+
+  Reference: see `noise_logits`.
   """
   _check_rows(logits, transition, 'labels', labels)
   return posterior(logits, noisy_evidence(labels, transition))
@@ -179,6 +181,8 @@ def noisy_log_likelihood(
   >>> t = jnp.array([[.75, .25], [.25, .75]])
   >>> noisy_log_likelihood(jnp.array([0., 99.]), jnp.array(1), t).tolist()
   -0.28768208622932434
+
+  Reference: see `noise_logits`.
   """
   _check_rows(logits, transition, 'labels', labels)
   transition, log_t = log_transition(transition, columns=True)
@@ -211,6 +215,8 @@ def candidate_posterior(logits: ArrayLike, candidates: ArrayLike) -> Array:
   >>> s = jnp.array([True, True, False])
   >>> candidate_posterior(jnp.zeros(3), s).tolist()
   [0.5, 0.5, 0.0]
+
+  Reference: see `noise_logits`.
   """
   logits = read_logits(logits, masked=True)
   q = losses.proden_confidence(logits, candidates)
@@ -238,6 +244,8 @@ def candidate_log_likelihood(logits: ArrayLike, candidates: ArrayLike) -> Array:
   >>> s = jnp.array([True, True, False, False])
   >>> jnp.exp(candidate_log_likelihood(jnp.zeros(4), s)).tolist()
   0.5
+
+  Reference: see `noise_logits`.
   """
   value = -losses.cc(read_logits(logits, masked=True), candidates)
   return jnp.where(jnp.any(candidates, axis=-1), value, -jnp.inf)
@@ -268,6 +276,8 @@ def mixed_posterior(
   >>> q = mixed_posterior(jnp.zeros([2, 2]), s, jnp.array([True, False]), t)
   >>> q.round(1).tolist()
   [[0.800000011920929, 0.20000000298023224], [1.0, 0.0]]
+
+  Reference: see `noise_logits`.
   """
   _check_rows(logits, transition, 'noisy', noisy)
   return posterior(logits, mixed_evidence(candidates, noisy, transition))
@@ -298,6 +308,8 @@ def mixed_log_likelihood(
   >>> value = mixed_log_likelihood(jnp.array([[99., 0.]] * 2), s, noisy, t)
   >>> jnp.exp(value).round(1).tolist()
   [0.800000011920929, 1.0]
+
+  Reference: see `noise_logits`.
   """
   _check_rows(logits, transition, 'noisy', noisy)
   return log_likelihood(logits, mixed_evidence(candidates, noisy, transition))

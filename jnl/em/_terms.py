@@ -158,7 +158,8 @@ def align(logits: ArrayLike, prior: ArrayLike) -> Array:
   [0.5, 0.5]
 
   Reference: Berthelot, Carlini, Cubuk, Kurakin, Sohn, Zhang, Raffel,
-  "ReMixMatch", ICLR 2020, arXiv 1911.09785, with a uniform target.
+  "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and
+  Augmentation Anchoring", ICLR 2020, arXiv 1911.09785, with a uniform target.
   """
   logits, prior = read_logits(logits), jnp.asarray(prior)
   c = logits.shape[-1]

@@ -51,7 +51,8 @@ def nce_rce(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = nce(logits, labels)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
@@ -75,7 +76,8 @@ def nce_mae(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = nce(logits, labels)
   passive = mae(logits, labels)
@@ -104,7 +106,8 @@ def nfl_rce(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
@@ -130,7 +133,8 @@ def nfl_mae(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = mae(logits, labels)
@@ -160,7 +164,8 @@ def ngce_rce(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = ngce(logits, labels, q=q, clip=clip)
   passive = rce(logits, labels, log_zero=log_zero, clip=clip)
@@ -188,7 +193,8 @@ def ngce_mae(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ma et al., ICML 2020, arXiv 2006.13554.
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
   active = ngce(logits, labels, q=q, clip=clip)
   passive = mae(logits, labels)
@@ -216,7 +222,8 @@ def nce_agce(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Zhou et al., ICML 2021, arXiv 2106.03110.
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
   """
   active = nce(logits, labels)
   passive = agce(logits, labels, a=a, q=q)
@@ -244,7 +251,8 @@ def nce_aul(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Zhou et al., ICML 2021, arXiv 2106.03110.
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
   """
   active = nce(logits, labels)
   passive = aul(logits, labels, a=a, q=q)
@@ -270,7 +278,8 @@ def nce_ael(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Zhou et al., ICML 2021, arXiv 2106.03110.
+  Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning
+  with Noisy Labels", ICML 2021, arXiv 2106.03110.
   """
   active = nce(logits, labels)
   passive = ael(logits, labels, a=a)
@@ -302,7 +311,8 @@ def anl_ce(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ye et al., NeurIPS 2023.
+  Reference: Ye, Li, Dai, Liu, Sun, Tong, "Active Negative Loss Functions for
+  Learning with Noisy Labels", NeurIPS 2023.
   """
   active = nce(logits, labels)
   passive = nnce(logits, labels, min_prob=min_prob, max_prob=max_prob)
@@ -332,7 +342,8 @@ def anl_fl(
   Returns:
     [...], at least float32, >= 0.
 
-  Reference: Ye et al., NeurIPS 2023.
+  Reference: Ye, Li, Dai, Liu, Sun, Tong, "Active Negative Loss Functions for
+  Learning with Noisy Labels", NeurIPS 2023.
   """
   active = nfl(logits, labels, gamma=gamma)
   passive = nnfl(logits, labels, gamma=gamma, min_prob=min_prob)

@@ -220,7 +220,8 @@ def f_divergence(
   [0.0, 0.0]
 
   Reference: Wei, Liu, "When Optimizing f-divergence is Robust with Label
-  Noise", ICLR 2021, arXiv 2011.03687; Nowozin, Cseke, Tomioka, "f-GAN", NeurIPS
+  Noise", ICLR 2021, arXiv 2011.03687; Nowozin, Cseke, Tomioka, "f-GAN: Training
+  Generative Neural Samplers using Variational Divergence Minimization", NeurIPS
   2016, arXiv 1606.00709.
   """
   pairs = _read_peers(logits, labels, peer_logits, peer_labels)

@@ -357,8 +357,10 @@ def dsq(
   >>> dsq(jnp.zeros((2, 2)), jnp.array([0., 1.]), jnp.full(2, .5)).tolist()
   0.5
 
-  Reference: Busa-Fekete et al., NeurIPS 2023, arXiv 2302.03115, and code of
-  LLP-Bench.
+  Reference: Busa-Fekete, Choi, Dick, Gentile, Munoz Medina, "Easy Learning from
+  Label Proportions", NeurIPS 2023, arXiv 2302.03115, and the code of Brahmbhatt
+  et al., "LLP-Bench: A Large Scale Tabular Benchmark for Learning from Label
+  Proportions", 2023, arXiv 2310.10096.
   """
   log_probs, mask = read_bags(logits, mask)
   proportions = _read_proportions(proportions, log_probs, mask)
@@ -644,7 +646,8 @@ def similarity_smoothness(
   >>> similarity_smoothness(jnp.array([0., 1.]), jnp.zeros((2, 1))).tolist()
   [0.5, 0.5]
 
-  Reference: code of LLP-Bench.
+  Reference: the code of Brahmbhatt et al., "LLP-Bench: A Large Scale Tabular
+  Benchmark for Learning from Label Proportions", 2023, arXiv 2310.10096.
   """
   scores, x = jnp.asarray(scores), jnp.asarray(x)
   check(scores.ndim == 1, f'scores must be [n], got {scores.shape}')

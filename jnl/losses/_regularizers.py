@@ -336,7 +336,8 @@ def vat(
   >>> round(float(loss[0]), 4)  # only the second input counts: .1 (3 .1)^2 / 8
   0.0112
 
-  Reference: Miyato et al., "Virtual Adversarial Training", TPAMI 2018, arXiv
+  Reference: Miyato et al., "Virtual Adversarial Training: A Regularization
+  Method for Supervised and Semi-Supervised Learning", TPAMI 2018, arXiv
   1704.03976; for label proportions Tsai, Lin, "Learning from Label Proportions
   with Consistency Regularization", ACML 2020, arXiv 1910.13188.
   """

@@ -43,8 +43,8 @@ def weigher(hidden: int = 100) -> Model:
     sigmoid. Its parameters are `{'hidden', 'out'}`, each with `kernel` [in,
     out] and `bias`.
 
-  Reference: Shu, Xie, Yi, Zhao, Zhou, Xu and Meng, "Meta-Weight-Net: Learning
-  an Explicit Mapping For Sample Weighting", NeurIPS 2019, arXiv 1902.07379.
+  Reference: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng, "Meta-Weight-Net: Learning an
+  Explicit Mapping For Sample Weighting", NeurIPS 2019, arXiv 1902.07379.
   """
 
   def init(key: Key) -> tuple[Params, Stats]:
@@ -121,8 +121,8 @@ def rescaler(num_classes: int, features: int = FEATURES) -> Model:
   Raises:
     ValueError: when applied to a batch of one.
 
-  Reference: Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic
-  and Gasic, "Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss
+  Reference: Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic,
+  Gasic, "Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss
   Rescaling", AAAI 2025, arXiv 2412.12955.
   """
 
@@ -213,7 +213,7 @@ def corrector(
     A model of `(features [b, d], labels [b] int)`, whose logits [b, c] are log
     q. Its parameters are `{'embedding' [c, e], 'layers'}`.
 
-  Reference: Zheng, Awadallah and Dumais, "Meta Label Correction for Noisy Label
+  Reference: Zheng, Awadallah, Dumais, "Meta Label Correction for Noisy Label
   Learning", AAAI 2021, arXiv 1911.03809.
   """
   widths = (num_features + embedding, *hidden, num_classes + int(skip))

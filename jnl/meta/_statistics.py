@@ -42,6 +42,8 @@ def storm_memory(num_classes: int, size: int) -> Memory:
 
   Returns:
     The memory.
+
+  Reference: see `rescaler`.
   """
   check(size >= 1, f'size must be at least 1, got {size}')
   return Memory(

@@ -27,8 +27,8 @@ def l2rw_weights(alignment: Array, weight: Array | None = None) -> Array:
   >>> l2rw_weights(jnp.array([3., -1., 1.])).tolist()
   [0.75, 0.0, 0.25]
 
-  Reference: Ren, Zeng, Yang and Urtasun, "Learning to Reweight Examples for
-  Robust Deep Learning", ICML 2018, arXiv 1803.09050.
+  Reference: Ren, Zeng, Yang, Urtasun, "Learning to Reweight Examples for Robust
+  Deep Learning", ICML 2018, arXiv 1803.09050.
   """
   weight = jnp.ones(alignment.shape) if weight is None else weight
   check(
@@ -58,6 +58,8 @@ def look_ahead_discount(before: Params, after: Params, pulled: Params) -> Array:
 
   Returns:
     [], 0 if g is.
+
+  Reference: see `corrector`.
   """
   moved = jax.tree.map(jnp.add, after, pulled)
   norm = optax.tree.vdot(before, before)
@@ -81,6 +83,8 @@ def mslc_losses(logits: Array, labels: Array, soft: Array) -> Array:
 
   Returns:
     [3, b].
+
+  Reference: see `mslc_labels`.
   """
   stored, current = jnp.argmax(soft, axis=-1), jnp.argmax(logits, axis=-1)
   return jnp.stack([losses.ce(logits, y) for y in (labels, stored, current)])
@@ -101,6 +105,8 @@ def mslc_mix(values: Array, alpha: Scalar, beta: Scalar) -> Array:
 
   >>> float(mslc_mix(jnp.array([1., 10., 100.]), 0.5, 0.5))
   28.0
+
+  Reference: see `mslc_labels`.
   """
   label, stored, current = values
   return alpha * label + (1 - alpha) * (beta * stored + (1 - beta) * current)
@@ -124,8 +130,8 @@ def mslc_labels(
   Returns:
     [b, c].
 
-  Reference: Wu, Shu, Xie, Zhao and Meng, "Learning to Purify Noisy Labels via
-  Meta Soft Label Corrector", AAAI 2021, arXiv 2008.00627.
+  Reference: Wu, Shu, Xie, Zhao, Meng, "Learning to Purify Noisy Labels via Meta
+  Soft Label Corrector", AAAI 2021, arXiv 2008.00627.
   """
   probs = jax.nn.softmax(logits)
   own = jax.nn.one_hot(labels, logits.shape[-1], dtype=probs.dtype)

@@ -85,8 +85,8 @@ def elr(
   >>> state.extra.rows.shape, round(float(metrics['cross_entropy']), 3)
   ((1, 4, 2), 0.693)
 
-  Reference: Liu, Niles-Weed, Razavian and Fernandez-Granda, Early-Learning
-  Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020, arXiv
+  Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning
+  Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020, arXiv
   2007.00151. Clipping and renormalization are in the official code and not in
   the paper; the code is followed.
   """

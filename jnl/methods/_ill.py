@@ -94,6 +94,10 @@ def ill_noisy(
   >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
   >>> sorted(state.params), state.params['noise'].shape
   (['net', 'noise'], (2, 2))
+
+  Reference: Chen, Shah, Wang, Tao, Wang, Li, Xie, Sugiyama, Singh, Raj,
+  "Imprecise Label Learning: A Unified Framework for Learning with Various
+  Imprecise Label Configurations", NeurIPS 2024, arXiv 2305.12715.
   """
   _check_scale(scale)
   check_range('entropy_weight', entropy_weight, 0)
@@ -155,6 +159,8 @@ def ill_partial(
   >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
   >>> state.params['weights'].shape, bool(jnp.isfinite(metrics['loss']))
   ((2, 2), True)
+
+  Reference: see `ill_noisy`.
   """
   check_range('entropy_weight', entropy_weight, 0)
 
@@ -220,6 +226,8 @@ def ill_semi(
   >>> state, metrics = jax.jit(method.step)(state, batch, jax.random.key(1))
   >>> state.extra.p_hat.shape
   (2,)
+
+  Reference: see `ill_noisy`.
   """
   _check_momentum(momentum)
   check_range('entropy_weight', entropy_weight, 0)
@@ -295,6 +303,8 @@ def ill_mixed(
   >>> state, _ = jax.eval_shape(method.step, state, batch, jax.random.key(1))
   >>> state.params['noise'].shape, state.extra.p_hat.shape
   ((2, 2), (2,))
+
+  Reference: see `ill_noisy`.
   """
   _check_scale(scale)
   _check_momentum(momentum)

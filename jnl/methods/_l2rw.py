@@ -101,9 +101,9 @@ def l2rw(
   >>> unpack_rows(state.extra.weights, 4).tolist()  # 3 has a wrong label
   [1.0, 0.0, 0.0, 0.0]
 
-  Reference: Ren, Zeng, Yang and Urtasun, "Learning to Reweight Examples for
-  Robust Deep Learning", ICML 2018, arXiv 1803.09050. As in the official code,
-  the weights are those of a virtual step of plain gradient descent.
+  Reference: Ren, Zeng, Yang, Urtasun, "Learning to Reweight Examples for Robust
+  Deep Learning", ICML 2018, arXiv 1803.09050. As in the official code, the
+  weights are those of a virtual step of plain gradient descent.
   """
 
   def init(key: Key) -> State:

@@ -106,7 +106,7 @@ def similarity_graph(
   >>> similarity_graph(z, k=1).neighbors[:, 0].tolist()
   [2, 3, 0, 1]
 
-  Reference: as `pseudo_labels`.
+  Reference: see `pseudo_labels`.
   """
   check(scale is None or scale > 0, f'scale must be positive, got {scale}')
   near = neighbors.knn(covariates, k, metric=metric, search=search)
@@ -260,7 +260,9 @@ def refine(
   >>> sorted(metrics)
   ['bags', 'instances', 'loss']
 
-  Reference: Havaldar et al., ICLR 2024, arXiv 2310.08056, and its code.
+  Reference: Havaldar, Sharma, Sareen, Shanmugam, Raghuveer, "Learning from
+  Label Proportions: Bootstrapping Supervised Learners via Belief Propagation",
+  ICLR 2024, arXiv 2310.08056, and its code.
   """
   check(bag_weight >= 0, f'bag_weight must be >= 0, got {bag_weight}')
 

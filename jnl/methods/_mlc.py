@@ -136,7 +136,7 @@ def mlc(
   >>> sorted(metrics), state.extra.weights.rows.shape
   (['discount', 'kept', 'loss', 'meta_loss', 'unplaced'], (1, 4))
 
-  Reference: Zheng, Awadallah and Dumais, "Meta Label Correction for Noisy Label
+  Reference: Zheng, Awadallah, Dumais, "Meta Label Correction for Noisy Label
   Learning", AAAI 2021, arXiv 1911.03809. The official code also has a mode in
   which half of the clean batch is trained on; it is not here.
   """

@@ -133,8 +133,8 @@ def mslc(
   >>> sorted(metrics), state.extra.labels.rows.shape
   (['alpha', 'beta', 'loss', 'meta_loss', 'unplaced'], (1, 4, 2))
 
-  Reference: Wu, Shu, Xie, Zhao and Meng, "Learning to Purify Noisy Labels via
-  Meta Soft Label Corrector", AAAI 2021, arXiv 2008.00627.
+  Reference: Wu, Shu, Xie, Zhao, Meng, "Learning to Purify Noisy Labels via Meta
+  Soft Label Corrector", AAAI 2021, arXiv 2008.00627.
   """
   check(warmup >= 0, f'warmup must not be negative, got {warmup}')
   net = meta.weigher() if weigher is None else weigher

@@ -125,8 +125,8 @@ def mwn(
   >>> sorted(metrics), state.extra.weights.rows.shape
   (['loss', 'mean_weight', 'meta_loss', 'unplaced'], (1, 4))
 
-  Reference: Shu, Xie, Yi, Zhao, Zhou, Xu and Meng, "Meta-Weight-Net: Learning
-  an Explicit Mapping For Sample Weighting", NeurIPS 2019, arXiv 1902.07379. The
+  Reference: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng, "Meta-Weight-Net: Learning an
+  Explicit Mapping For Sample Weighting", NeurIPS 2019, arXiv 1902.07379. The
   official code is followed: weights are not normalized over the batch.
   """
   net = meta.weigher() if weigher is None else weigher

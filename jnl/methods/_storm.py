@@ -146,8 +146,8 @@ def storm(
   >>> sorted(metrics), state.extra.memory.rows.shape
   (['agreement', 'loss', 'mean_weight', 'meta_loss', 'unplaced'], (2, 2, 5))
 
-  Reference: Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic
-  and Gasic, "Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss
+  Reference: Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic,
+  Gasic, "Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss
   Rescaling", AAAI 2025, arXiv 2412.12955. Batches of 32, dropout .1. The second
   column of the softmax is the weight, as in the code; the paper has the first.
   """

@@ -48,17 +48,19 @@ class StridedCNN(nn.Module):
 class CNN8(nn.Module):
   """The 8-layer CNN that robust losses are compared with on CIFAR-10.
 
-  "Normalized Loss Functions for Deep Learning with Noisy Labels", Ma, Huang,
-  Wang, Romano, Erfani and Bailey, 2020, arXiv:2006.13554 (APL), and their code:
-  three times two 3x3 convolutions and a max pooling, then two dense layers.
-  Convolutions have a bias although batch normalization takes it away again, and
-  the third pair has 196 channels, not 192. Biases start at zero.
+  Three times two 3x3 convolutions and a max pooling, then two dense layers, as
+  in the code of APL. Convolutions have a bias although batch normalization
+  takes it away again, and the third pair has 196 channels, not 192. Biases
+  start at zero.
 
   Attributes:
     num_classes: number of classes.
     channels: of each pair of convolutions.
     hidden: width of the first dense layer, the features.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions
+  for Deep Learning with Noisy Labels", ICML 2020, arXiv 2006.13554.
   """
 
   num_classes: int

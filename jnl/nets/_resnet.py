@@ -128,17 +128,19 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
   """ResNet for small images: the stages of ImageNet's, a 3x3 stem, no pooling.
 
-  "Deep Residual Learning for Image Recognition", He, Zhang, Ren and Sun, 2016,
-  arXiv:1512.03385, whose own networks for CIFAR are thinner and have three
-  stages. This is the form of kuangliu/pytorch-cifar, which the codes of ELR and
-  of the active passive losses (APL) use. Kernels start as PyTorch's do, as in
-  ELR; APL has He's and Glorot's uniform ones. Biases start at zero everywhere.
+  The paper's own networks for CIFAR are thinner and have three stages. This is
+  the form of kuangliu/pytorch-cifar, which the codes of ELR and of the active
+  passive losses (APL) use. Kernels start as PyTorch's do, as in ELR; APL has
+  He's and Glorot's uniform ones. Biases start at zero everywhere.
 
   Attributes:
     num_classes: number of classes.
     blocks: of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) ResNet-34.
     width: channels of the first stage; doubled from stage to stage.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: He, Zhang, Ren, Sun, "Deep Residual Learning for Image
+  Recognition", CVPR 2016, arXiv 1512.03385.
   """
 
   num_classes: int
@@ -160,16 +162,14 @@ class ResNet(nn.Module):
 class PreActResNet(nn.Module):
   """Pre-activation ResNet for small images, as DivideMix and ELR+ have it.
 
-  "Identity Mappings in Deep Residual Networks", He, Zhang, Ren and Sun, 2016,
-  arXiv:1603.05027. Published codes differ:
+  Published codes differ in what follows the stem, in the skip where shapes
+  agree, and in what comes before the pooling:
 
-  | code | after the stem | skip where shapes agree | before pooling |
-  |---|---|---|---|
-  | the paper, `identity=True` | | x | BN, ReLU |
-  | kuangliu/pytorch-cifar | | x | |
-  | DivideMix, ELR+, `identity=False` | BN, ReLU | relu(BN(x)) | |
+  - the paper, `identity=True`: nothing; x; BN, ReLU
+  - kuangliu/pytorch-cifar: nothing; x; nothing
+  - DivideMix, ELR+, `identity=False`: BN, ReLU; relu(BN(x)); nothing
 
-  The last row, the default since the published numbers are of it, has no
+  The last one, the default since the published numbers are of it, has no
   identity mapping at all: it keeps an early slip of kuangliu/pytorch-cifar,
   corrected there in July 2017. All take the 1x1 convolution of the skip from
   relu(BN(x)) and do not normalize it. Kernels start as PyTorch's do.
@@ -181,6 +181,9 @@ class PreActResNet(nn.Module):
     width: channels of the first stage; doubled from stage to stage.
     identity: the network of the paper.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks",
+  ECCV 2016, arXiv 1603.05027.
   """
 
   num_classes: int
@@ -207,9 +210,9 @@ class PreActResNet(nn.Module):
 class WideResNet(nn.Module):
   """Wide residual network WRN-d-k.
 
-  "Wide Residual Networks", Zagoruyko and Komodakis, 2016, arXiv:1605.07146, and
-  their code: three stages of (d - 4) / 6 pre-activated blocks, dropout between
-  the convolutions of a block, kernels from N(0, 2 / fan out).
+  As in the paper and its code: three stages of (d - 4) / 6 pre-activated
+  blocks, dropout between the convolutions of a block, kernels from
+  N(0, 2 / fan out).
 
   Semi-supervised codes since MixMatch and FixMatch call WRN-28-2 what is nearly
   `WideResNet(num_classes, 28, 2, slope=0.1, momentum=0.999)`: theirs takes the
@@ -226,6 +229,9 @@ class WideResNet(nn.Module):
     slope: of the leaky ReLU; 0 is ReLU.
     momentum: of the running statistics.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv
+  1605.07146.
   """
 
   num_classes: int

@@ -31,9 +31,8 @@ def masked_mean(x: Array, mask: Array) -> Array:
 class NgramClassifier(nn.Module):
   """A linear text classifier: the mean embedding of n-grams, one dense layer.
 
-  "Bag of Tricks for Efficient Text Classification", Joulin, Grave, Bojanowski
-  and Mikolov, 2016, arXiv:1607.01759 (fastText). It starts from wider
-  embeddings than theirs, U(-1 / width, 1 / width), for Adam at a rate of 3e-3.
+  It starts from wider embeddings than fastText, U(-1 / width, 1 / width), for
+  Adam at a rate of 3e-3.
 
   Attributes:
     num_classes: number of classes.
@@ -41,6 +40,9 @@ class NgramClassifier(nn.Module):
     width: of the embedding, the features.
     dropout: rate on the features.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: Joulin, Grave, Bojanowski, Mikolov, "Bag of Tricks for Efficient
+  Text Classification", EACL 2017, arXiv 1607.01759.
   """
 
   num_classes: int
@@ -93,11 +95,8 @@ class EncoderBlock(nn.Module):
 class TextTransformer(nn.Module):
   """A small transformer encoder: the mean over its tokens, and a dense layer.
 
-  "Attention Is All You Need", Vaswani, Shazeer, Parmar, Uszkoreit, Jones,
-  Gomez, Kaiser and Polosukhin, 2017, arXiv:1706.03762, with learned positions
-  and GELU as in BERT, and normalized before each half of a block: "On Layer
-  Normalization in the Transformer Architecture", Xiong et al., 2020,
-  arXiv:2002.04745. Attention weights have no dropout. For Adam at 1e-3.
+  With learned positions and GELU as in BERT, and normalized before each half of
+  a block. Attention weights have no dropout. For Adam at 1e-3.
 
   Attributes:
     num_classes: number of classes.
@@ -108,6 +107,11 @@ class TextTransformer(nn.Module):
     layers: how many blocks.
     dropout: rate on the embedding and on what each half of a block adds.
     dtype: of the computation (parameters are float32), for example bfloat16.
+
+  Reference: Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser,
+  Polosukhin, "Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762;
+  normalized as in Xiong et al., "On Layer Normalization in the Transformer
+  Architecture", ICML 2020, arXiv 2002.04745.
   """
 
   num_classes: int

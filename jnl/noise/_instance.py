@@ -163,9 +163,10 @@ def part_dependent(
   scaled to [0, 1] the same holds for images of thousands of pixels; inputs of
   norm about 1 spread the wrong labels over the classes.
 
-  Reference: Xia et al., NeurIPS 2020, arXiv 2006.07836; `shared`: Cheng et al.,
-  "Learning with Instance-Dependent Label Noise: A Sample Sieve Approach", ICLR
-  2021, arXiv 2010.02347.
+  Reference: Xia et al., "Part-dependent Label Noise: Towards Instance-dependent
+  Label Noise", NeurIPS 2020, arXiv 2006.07836; `shared`: Cheng, Zhu, Li, Gong,
+  Sun, Liu, "Learning with Instance-Dependent Label Noise: A Sample Sieve
+  Approach", ICLR 2021, arXiv 2010.02347.
   """
   check_classes(num_classes)
   labels = read_vector('labels', labels, num_classes)
@@ -273,7 +274,8 @@ def pmd(
   more than two classes they are overwritten without being looked at, so the
   result does not depend on it; for two see `binary_pmd`.
 
-  Reference: Zhang et al., ICLR 2021, arXiv 2103.07756.
+  Reference: Zhang, Zheng, Wu, Goswami, Chen, "Learning with Feature-Dependent
+  Label Noise: A Progressive Approach", ICLR 2021, arXiv 2103.07756.
   """
   return corrupt_each(key, labels, pmd_probs(eta, kind=kind, factor=factor))
 
@@ -297,7 +299,9 @@ def binary_pmd_rates(eta: ArrayLike, *, kind: int) -> Array:
   >>> binary_pmd_rates(jnp.array([0.25, 0.5]), kind=3).tolist()
   [0.375, 0.5]
 
-  Reference: Zhang et al., ICLR 2021, arXiv 2103.07756, and its code.
+  Reference: Zhang, Zheng, Wu, Goswami, Chen, "Learning with Feature-Dependent
+  Label Noise: A Progressive Approach", ICLR 2021, arXiv 2103.07756, and its
+  code.
   """
   _check_kind(kind)
   eta = jnp.asarray(eta)

@@ -204,7 +204,9 @@ def cifar10_asymmetric(rate: Scalar) -> Array:
   Raises:
     ValueError: if `rate` is out of range.
 
-  Reference: Patrini et al., CVPR 2017, arXiv 1609.03683.
+  Reference: Patrini, Rozza, Menon, Nock, Qu, "Making Deep Neural Networks
+  Robust to Label Noise: a Loss Correction Approach", CVPR 2017, arXiv
+  1609.03683.
   """
   return class_map([0, 1, 0, 5, 7, 3, 6, 7, 8, 1], rate)
 
@@ -275,8 +277,10 @@ def cifar100_pair_swaps(key: Key, rate: Scalar) -> Array:
     ValueError: if `rate` is out of range.
 
   Reference: Chen et al., "A General Framework for Learning from Weak
-  Supervision", ICML 2024, arXiv 2402.01922, and "Imprecise Label Learning",
-  arXiv 2305.12715: their code. The index blocks are not superclasses (see
+  Supervision", ICML 2024, arXiv 2402.01922; Chen, Shah, Wang, Tao, Wang, Li,
+  Xie, Sugiyama, Singh, Raj, "Imprecise Label Learning: A Unified Framework for
+  Learning with Various Imprecise Label Configurations", NeurIPS 2024, arXiv
+  2305.12715: their code. The index blocks are not superclasses (see
   `cifar100_index_blocks`).
   """
   order = jax.vmap(lambda k: jax.random.permutation(k, 5))(

@@ -233,8 +233,8 @@ def expected_calibration_error(bins: int = 15) -> Score:
   Raises:
     ValueError: if there is no bin.
 
-  Reference: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural
-  Networks, ICML 2017, arXiv 1706.04599 (eq. 3).
+  Reference: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural
+  Networks", ICML 2017, arXiv 1706.04599 (eq. 3).
   """
   check(bins >= 1, f'bins must be at least 1, got {bins}')
 

@@ -127,8 +127,8 @@ def cutout(
   >>> int((cutout(keys, jnp.ones((1, 9, 9, 1)), size=1) == 0.5).sum())
   1
 
-  Reference: T. DeVries and G. W. Taylor, Improved Regularization of
-  Convolutional Neural Networks with Cutout, 2017, arXiv:1708.04552.
+  Reference: DeVries, Taylor, "Improved Regularization of Convolutional Neural
+  Networks with Cutout", 2017, arXiv 1708.04552.
   """
   x = check_images(keys, x)
   size = jnp.asarray(size)

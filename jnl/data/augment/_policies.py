@@ -132,13 +132,12 @@ def rand_augment(
   >>> rand_augment(keys, jnp.ones((2, 8, 8, 3)), ops=1, magnitude=5).shape
   (2, 8, 8, 3)
 
-  Reference: E. D. Cubuk, B. Zoph, J. Shlens and Q. V. Le, RandAugment:
-  Practical automated data augmentation with a reduced search space, 2020,
-  arXiv:1909.13719. Codes count differently. The TensorFlow one has 10 as here,
-  also goes beyond, adds invert, solarize_add and cutout, and has a factor of 1
-  in the middle of the scale and full solarizing and posterizing at its
-  beginning. The PyTorch ones count to 30: a third of that here; torchvision's
-  magnitude 9 of 31 is 3.
+  Reference: Cubuk, Zoph, Shlens, Le, "RandAugment: Practical automated data
+  augmentation with a reduced search space", NeurIPS 2020, arXiv 1909.13719.
+  Codes count differently. The TensorFlow one has 10 as here, also goes beyond,
+  adds invert, solarize_add and cutout, and has a factor of 1 in the middle of
+  the scale and full solarizing and posterizing at its beginning. The PyTorch
+  ones count to 30: a third of that here; torchvision's magnitude 9 of 31 is 3.
   """
   x = check_images(keys, x)
   check(ops >= 0, f'ops must be at least 0, got {ops}')
@@ -193,11 +192,12 @@ def fixmatch_augment(
   >>> fixmatch_augment(keys, jnp.ones((2, 8, 8, 3)), sizes=(4, 4)).shape
   (2, 8, 8, 3)
 
-  Reference: K. Sohn et al., FixMatch: Simplifying Semi-Supervised Learning with
-  Consistency and Confidence, 2020, arXiv:2001.07685. The defaults are those of
-  the official code and of kekmodel/FixMatch-pytorch, whose strengths are 0.1,
-  ..., 0.9; the official factors are 0.28 to 1.72. TorchSSL and USB, and with
-  them the papers on imprecise labels, have `ops=3, rate=1, sizes=(0, 16)`.
+  Reference: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with
+  Consistency and Confidence", NeurIPS 2020, arXiv 2001.07685. The defaults are
+  those of the official code and of kekmodel/FixMatch-pytorch, whose strengths
+  are 0.1, ..., 0.9; the official factors are 0.28 to 1.72. TorchSSL and USB,
+  and with them the papers on imprecise labels, have `ops=3, rate=1, sizes=(0,
+  16)`.
   """
   x = check_images(keys, x)
   check(ops >= 0, f'ops must be at least 0, got {ops}')
@@ -251,13 +251,13 @@ def auto_augment(
   >>> auto_augment(keys, jnp.ones((2, 8, 8, 3))).shape
   (2, 8, 8, 3)
 
-  Reference: E. D. Cubuk, B. Zoph, D. Mane, V. Vasudevan and Q. V. Le,
-  AutoAugment: Learning Augmentation Strategies from Data, 2019,
-  arXiv:1805.09501. Sub-policies, ranges and random directions are the paper's,
-  as in torchvision and DeepVoltaire/AutoAugment, except that the latter fills
-  with gray and shears with cubic interpolation. The official code has 95
-  sub-policies, the strength magnitude / 10, factors from 0.1 to 1.9 that rise
-  with it, and translations of at most 9 pixels.
+  Reference: Cubuk, Zoph, Mane, Vasudevan, Le, "AutoAugment: Learning
+  Augmentation Strategies from Data", CVPR 2019, arXiv 1805.09501. Sub-policies,
+  ranges and random directions are the paper's, as in torchvision and
+  DeepVoltaire/AutoAugment, except that the latter fills with gray and shears
+  with cubic interpolation. The official code has 95 sub-policies, the strength
+  magnitude / 10, factors from 0.1 to 1.9 that rise with it, and translations of
+  at most 9 pixels.
   """
   x = check_images(keys, x)
   lengths = {len(sub_policy) for sub_policy in policy}
