@@ -11,11 +11,15 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 project = 'jnl'
 author = 'the authors of jnl'
 copyright = 'the authors of jnl, Apache-2.0'  # noqa: A001
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton', 'pages']
 exclude_patterns = ['_build', '_ext']
 
 html_theme = 'furo'
 html_title = 'jnl'
+html_static_path = ['_static']
+html_css_files = ['jnl.css']
+html_show_sourcelink = False
+html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 copybutton_prompt_text = r'>>> |\.\.\. '
@@ -33,3 +37,7 @@ nb_merge_streams = True
 autodoc_member_order = 'alphabetical'
 maximum_signature_line_length = 79
 nitpicky = True
+default_role = 'name'
+html_math_renderer = 'mathml'
+add_function_parentheses = False
+toc_object_entries_show_parents = 'hide'

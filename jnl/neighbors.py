@@ -62,8 +62,8 @@ def knn(
 ) -> Neighbors:
   r"""The k nearest of the other points, of each point.
 
-  `euclidean` is |x - y|; `cosine` is 1 - x.y / (|x| |y|), and 1 to and from a
-  vector of zeros. Duplicates are at distance 0; a point is not its own
+  `euclidean` is `|x - y|`; `cosine` is `1 - x.y / (|x| |y|)`, and 1 to and from
+  a vector of zeros. Duplicates are at distance 0; a point is not its own
   neighbor.
 
   Candidates are ranked by one matrix product over a block of queries; k + 8 of

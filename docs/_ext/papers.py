@@ -68,6 +68,17 @@ def public(room: str) -> dict[str, Any]:
   return {n: v for n, v in found.items() if not inspect.ismodule(v)}
 
 
+def functions(room: str) -> dict[str, Any]:
+  """The public functions and classes of a module: each has an entry."""
+  return {
+    name: value
+    for name, value in public(room).items()
+    if inspect.isclass(value)
+    or inspect.isroutine(value)
+    or hasattr(value, '__wrapped__')  # behind jax.jit
+  }
+
+
 def reference_of(doc: str) -> str | None:
   """The text after `Reference:` in a docstring, on one line."""
   found = re.search(
@@ -110,10 +121,9 @@ def find_papers() -> dict[Paper, list[str]]:
   """
   found: dict[Paper, list[str]] = {}
   for room in ROOMS:
-    for name, value in public(room).items():
-      if inspect.isclass(value) or callable(value):
-        for paper in papers_of(room, name, inspect.getdoc(value) or ''):
-          found.setdefault(paper, []).append(f'{room}.{name}')
+    for name, value in functions(room).items():
+      for paper in papers_of(room, name, inspect.getdoc(value) or ''):
+        found.setdefault(paper, []).append(f'{room}.{name}')
   for one in found:
     for other in found:
       same = one.key == other.key or one.title == other.title

@@ -82,9 +82,9 @@ def pair_messages(
   .. math:: M = \log \frac{e^{-w} + e^c}{1 + e^{c - w}}
               = 2 \tanh^{-1}(\tanh(w / 2) \tanh(c / 2))
 
-  It has the sign of w c, is no larger than either, and moves by e^{-|c|} where
-  these are large; so it is written. At temperature T it is T M(w / T, c / T),
-  and at 0 the smaller of the two.
+  It has the sign of w c, is no larger than either, and moves by `e^{-|c|}`
+  where these are large; so it is written. At temperature T it is
+  T M(w / T, c / T), and at 0 the smaller of the two.
 
   Args:
     log_odds: [...], c: what the one end is without this factor.

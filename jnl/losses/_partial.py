@@ -80,9 +80,9 @@ def proden(logits: ArrayLike, confidence: ArrayLike) -> Array:
   .. math:: \ell(z, w) = -\sum_k w_k \log p_k
 
   PRODEN, RC and R-CR minimize it with confidences of their own. PRODEN has
-  `proden_confidence` of the last epoch's prediction, at first 1 / |S| for each
-  candidate; RC the same of the present prediction, so that for one example its
-  loss is this one; R-CR has `rcr_confidence`.
+  `proden_confidence` of the last epoch's prediction, at first `1 / |S|` for
+  each candidate; RC the same of the present prediction, so that for one example
+  its loss is this one; R-CR has `rcr_confidence`.
 
   Args:
     logits: [..., c].

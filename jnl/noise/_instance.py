@@ -159,8 +159,8 @@ def part_dependent(
     TypeError: if `labels` are not integers.
 
   The code of the paper gives raw pixels, 0 to 255, to an x^T W whose spread is
-  |x|: nearly every wrong label is the one class with the largest score. With x
-  scaled to [0, 1] the same holds for images of thousands of pixels; inputs of
+  `|x|`: nearly every wrong label is the one class with the largest score. With
+  x scaled to [0, 1] the same holds for images of thousands of pixels; inputs of
   norm about 1 spread the wrong labels over the classes.
 
   Reference: Xia et al., "Part-dependent Label Noise: Towards Instance-dependent
