@@ -521,13 +521,13 @@ def data_shards(n: int, batch_size: int, most: int = SHARDS) -> int:
     f'batch_size must lie between 1 and n = {n}, got {batch_size}',
   )
   check(most >= 1, f'most must be at least 1, got {most}')
-  shards = math.gcd(most, batch_size)
-  while shards > 1:
+  common = math.gcd(most, batch_size)
+  for shards in range(common, 1, -1):
     last = n - (shards - 1) * math.ceil(n / shards)
-    if last // (batch_size // shards) >= n // batch_size:
-      break
-    shards //= 2
-  return shards
+    enough = last // (batch_size // shards) >= n // batch_size
+    if common % shards == 0 and enough:
+      return shards
+  return 1
 
 
 def pack_rows(values: Array, shards: int = 1, stream: str = '') -> Table:
