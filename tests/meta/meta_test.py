@@ -1,5 +1,6 @@
 """Meta gradients, STORM's statistics, and the small networks."""
 
+import functools
 import statistics
 
 import jax
@@ -37,11 +38,12 @@ NETS = {
 def problem(model, seed=0, b=5):
   """Parameters, losses of a batch and a loss on another, in float64."""
   rng = np.random.default_rng(seed)
-  params, stats = model.init(KEY)
-  params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+  params, stats = jax.jit(model.init)(KEY)
+  params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   x, x_meta = rng.normal(size=(2, b, 6, 6, 1))
   y, y_meta = rng.integers(0, 3, (2, b))
 
+  @jax.jit  # traced once for all that it is derived for
   def per_example(params, x, y):
     return losses.ce(model.apply(params, stats, x, None, True)[0].logits, y)
 
@@ -52,7 +54,9 @@ def problem(model, seed=0, b=5):
   )
 
 
-@pytest.mark.parametrize('net', NETS)
+@pytest.mark.parametrize(
+  'net', ['mlp', pytest.param('cnn', marks=pytest.mark.slow)]
+)
 def test_forward_is_reverse_second_order(net):
   with jax.enable_x64(True):
     params, per_example, meta_loss = problem(NETS[net]())
@@ -60,9 +64,9 @@ def test_forward_is_reverse_second_order(net):
     @jax.jit
     def both(weights):
       """For every optimizer, in a state that has seen a gradient."""
+      earlier = jax.grad(lambda p: jnp.sum(per_example(p) ** 2))(params)
       found = []
       for tx in OPTIMIZERS.values():
-        earlier = jax.grad(lambda p: jnp.sum(per_example(p) ** 2))(params)
         opt = tx.update(earlier, tx.init(params), params)[1]
         rest = (weights, params, opt, tx)
         found.append(
@@ -74,7 +78,7 @@ def test_forward_is_reverse_second_order(net):
       return found
 
     for name, (forward, reverse) in zip(
-      OPTIMIZERS, both(jnp.array([0.3, 1.0, 0.0, 0.5, 2.0])), strict=True
+      OPTIMIZERS, both(np.array([0.3, 1.0, 0.0, 0.5, 2.0])), strict=True
     ):
       scale = np.abs(reverse.weights).max()
       assert scale > 0
@@ -87,27 +91,32 @@ def test_forward_is_reverse_second_order(net):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_first_adam_by_hand():
-  g = jnp.array([2.0, -1e-3, 0.0])
-  tx = meta.first_adam(0.1, b2=0.99, eps=1e-4)
+@functools.partial(jax.jit, static_argnames='tx')
+def moved_and_pulled(g, direction, tx):
+  """A first step along a gradient, and what its derivative makes of another."""
   moved, _, pull = meta.virtual_step(g, jnp.zeros(3), tx.init(g), tx)
+  return moved, pull(direction)
+
+
+def test_first_adam_by_hand():
+  g, ones = np.array([2.0, -1e-3, 0.0], np.float32), np.ones(3, np.float32)
+  tx = meta.first_adam(0.1, b2=0.99, eps=1e-4)
+  moved, pulled = moved_and_pulled(g, ones, tx)
   effective = 1e-3
-  np.testing.assert_allclose(moved, -0.1 * g / (jnp.abs(g) + effective), 1e-6)
-  slope = -0.1 * effective / (jnp.abs(g) + effective) ** 2
-  np.testing.assert_allclose(pull(jnp.ones(3)), slope, rtol=1e-5)
+  np.testing.assert_allclose(moved, -0.1 * g / (np.abs(g) + effective), 1e-6)
+  slope = -0.1 * effective / (np.abs(g) + effective) ** 2
+  np.testing.assert_allclose(pulled, slope, rtol=1e-5)
   # Whatever optimizer it is of, Adam forgets all but the gradient's sign.
-  plain = optax.adam(0.1).update(g, optax.adam(0.1).init(g))[0]
+  plain, _ = moved_and_pulled(g, ones, optax.adam(0.1))
   np.testing.assert_allclose(moved[0], plain[0], rtol=1e-3)
 
 
 def test_adam_has_no_slope_where_all_gradients_were_zero():
-  g, tx = jnp.array([0.5, 0.0]), optax.adam(0.1)
-  _, _, pull = meta.virtual_step(g, jnp.zeros(2), tx.init(g), tx)
-  pulled = pull(jnp.ones(2))
-  assert np.isfinite(pulled).all()
+  g, tx = np.array([0.5, 0.0, 0.0], np.float32), optax.adam(0.1)
+  _, pulled = moved_and_pulled(g, np.float32([1, 1, np.nan]), tx)
+  assert np.isfinite(pulled[:2]).all()
   assert pulled[1] == 0
-  # What is not a number before the optimizer stays that.
-  assert np.isnan(pull(jnp.array([1.0, jnp.nan]))[1])
+  assert np.isnan(pulled[2])  # before the optimizer as well: it stays that
 
 
 def test_first_adam_checks_its_numbers():
@@ -121,48 +130,63 @@ def test_first_adam_checks_its_numbers():
 
 
 def test_l2rw_weights():
-  alignment = jnp.array([3.0, -1.0, jnp.nan, 1.0])
-  found = meta.l2rw_weights(alignment, jnp.array([1.0, 1.0, 0.0, 2.0]))
+  @jax.jit
+  def weights(alignment, weight):
+    return meta.l2rw_weights(alignment, weight), meta.l2rw_weights(alignment)
+
+  alignment = np.float32([3, -1, np.nan, 1])
+  found, _ = weights(alignment, np.float32([1, 1, 0, 2]))
   np.testing.assert_allclose(found, [0.6, 0, 0, 0.4], rtol=1e-6)
-  np.testing.assert_array_equal(meta.l2rw_weights(-jnp.ones(3)), 0)
+  nobody = -np.ones(4, np.float32)
+  for found in weights(nobody, -nobody):
+    np.testing.assert_array_equal(found, 0)
   with pytest.raises(ValueError, match='weight'):
-    meta.l2rw_weights(jnp.ones(3), jnp.ones(2))
+    meta.l2rw_weights(np.ones(3), np.ones(2))
 
 
 def test_look_ahead_discount():
-  before, after = {'a': jnp.array([3.0, 4.0])}, {'a': jnp.array([1.0, 2.0])}
-  pulled = {'a': -0.1 * after['a']}
-  found = meta.look_ahead_discount(before, after, pulled)
+  discount = jax.jit(meta.look_ahead_discount)
+  before, after = {'a': np.float32([3, 4])}, {'a': np.float32([1, 2])}
+  pulled = {'a': np.float32(-0.1) * after['a']}
+  found = discount(before, after, pulled)
   np.testing.assert_allclose(found, 0.9 * 11 / 25, rtol=1e-6)
-  zero = {'a': jnp.zeros(2)}
-  assert meta.look_ahead_discount(zero, after, pulled) == 0
+  zero = {'a': np.zeros(2, np.float32)}
+  assert discount(zero, after, pulled) == 0
 
 
 def test_labels_of_mslc_are_distributions_with_three_limits():
-  logits, soft = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([[0.2, 0.5, 0.3]])
-  labels, one, zero = jnp.array([2]), jnp.ones(1), jnp.zeros(1)
-  found = [
-    meta.mslc_labels(logits, labels, soft, a, b)[0]
-    for a, b in ((one, one), (zero, one), (zero, zero), (one / 2, one / 3))
-  ]
+  logits, soft = np.float32([[2, 0, 1]]), np.float32([[0.2, 0.5, 0.3]])
+  of_weights = lambda a, b: meta.mslc_labels(logits, np.array([2]), soft, a, b)
+  found = jax.jit(jax.vmap(of_weights))(
+    np.float32([[1], [0], [0], [1 / 2]]), np.float32([[1], [1], [0], [1 / 3]])
+  )[:, 0]
   np.testing.assert_allclose(found[0], [0, 0, 1])
   np.testing.assert_allclose(found[1], soft[0])
-  np.testing.assert_allclose(found[2], jax.nn.softmax(logits)[0], rtol=1e-6)
+  softmax = np.exp(logits[0]) / np.exp(logits[0]).sum()
+  np.testing.assert_allclose(found[2], softmax, rtol=1e-6)
   np.testing.assert_allclose(np.sum(found, axis=1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize('skip', [False, True])
 def test_corrector_gives_distributions(skip):
   model = meta.corrector(4, 3, embedding=2, hidden=(5,), skip=skip)
-  params, stats = model.init(KEY)
-  x, y = jnp.ones((2, 4)), jnp.array([0, 2])
-  log_q = model.apply(params, stats, (x, y), None, True)[0].logits
-  np.testing.assert_allclose(jnp.exp(log_q).sum(1), 1, rtol=1e-6)
-  if skip:  # an open gate leaves the label as it is
-    bias = params['layers'][-1]['bias'].at[3].set(1e4)
-    params['layers'][-1]['bias'] = bias
-    log_q = model.apply(params, stats, (x, y), None, True)[0].logits
-    np.testing.assert_allclose(jnp.exp(log_q), jnp.eye(3)[y], atol=1e-6)
+  x, y = np.ones((2, 4), np.float32), np.array([0, 2])
+
+  @jax.jit
+  def distributions(key):
+    """As it is at first, and with the gate open if there is one."""
+    params, stats = model.init(key)
+    found = [model.apply(params, stats, (x, y), None, True)[0].logits]
+    if skip:
+      bias = params['layers'][-1]['bias'].at[3].set(1e4)
+      params['layers'][-1]['bias'] = bias
+      found.append(model.apply(params, stats, (x, y), None, True)[0].logits)
+    return jnp.exp(jnp.stack(found))
+
+  first, *opened = distributions(KEY)
+  np.testing.assert_allclose(first.sum(1), 1, rtol=1e-6)
+  for q in opened:  # it leaves the label as it is
+    np.testing.assert_allclose(q, np.eye(3)[y], atol=1e-6)
 
 
 # --- what STORM sees ---------------------------------------------------------
@@ -214,8 +238,13 @@ def draw(seed, passes=4, b=9, classes=3):
   center = rng.normal(size=(b, classes))
   logits = center + rng.normal(size=(passes, b, classes))
   labels = rng.integers(0, classes, b)
-  values = np.asarray(losses.ce(logits, np.tile(labels, (passes, 1))))
-  return values, logits, labels
+  return cross_entropy(logits, labels), logits, labels
+
+
+def cross_entropy(logits, labels):
+  z = logits - logits.max(-1, keepdims=True)
+  log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+  return -log_p[:, np.arange(len(labels)), labels]
 
 
 storm_features = jax.jit(meta.storm_features)
@@ -237,33 +266,48 @@ def test_features_by_hand_with_what_is_remembered(passes):
 
 
 def test_the_memory_keeps_the_last_of_each_class():
-  values, logits, labels = draw(0)
-  memory = meta.storm_memory(3, 9)
-  for seed in range(3):
-    values, logits, labels = draw(seed)
-    labels = np.zeros_like(labels)
-    _, memory = storm_features(values, logits, labels, memory)
-  np.testing.assert_array_equal(memory.filled, [9, 0, 0])
-  np.testing.assert_allclose(memory.rows[0, :, 0], values.mean(0), rtol=1e-6)
+  seen = []
+  with jax.enable_x64(True):
+    memory = meta.storm_memory(3, 18)
+    memory = memory._replace(rows=memory.rows.astype(jnp.float64))
+    for seed in range(3):
+      values, logits, labels = draw(seed)
+      _, memory = storm_features(values, logits, labels * 0, memory)
+      seen.append(values.mean(0))
+    np.testing.assert_array_equal(memory.filled, [18, 0, 0])
+    latest = np.concatenate(seen[1:])
+    np.testing.assert_allclose(memory.rows[0, :, 0], latest, rtol=1e-6)
 
 
 def test_who_is_not_there_is_not_seen():
   values, logits, labels = draw(1)
-  values = values.copy()
   values[0, 4] = np.nan
   mask = np.arange(9) != 7
   memory = meta.storm_memory(3, 9)
-  found, seen = storm_features(values, logits, labels, memory, mask)
-  rest = [i for i in range(9) if i not in (4, 7)]
-  expected, alone = storm_features(
-    values[:, rest], logits[:, rest], labels[rest], memory
+  found, seen = jax.device_get(
+    storm_features(values, logits, labels, memory, mask)
   )
-  np.testing.assert_allclose(found[np.array(rest)], expected, rtol=2e-5)
-  np.testing.assert_array_equal(found[np.array([4, 7])], 0)
+  rest = [i for i in range(9) if i not in (4, 7)]
+  expected, alone = jax.device_get(
+    storm_features(values[:, rest], logits[:, rest], labels[rest], memory)
+  )
+  np.testing.assert_allclose(found[rest], expected, rtol=2e-5)
+  np.testing.assert_array_equal(found[[4, 7]], 0)
   np.testing.assert_array_equal(seen.filled, alone.filled)
   for k, count in enumerate(alone.filled):
     latest = slice(9 - int(count), 9)
     np.testing.assert_allclose(seen.rows[k, latest], alone.rows[k, latest])
+
+
+@jax.jit
+def slopes_of_weights(features, labels):
+  """Of a new rescaler's weights, by its parameters."""
+  model = meta.rescaler(3)
+  params, stats = model.init(KEY)
+  mask = np.ones(len(labels))
+  return jax.jacrev(
+    lambda p: meta.rescale(model, p, stats, features, labels, mask)[0]
+  )(params)
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e-3, 1e4])
@@ -271,78 +315,80 @@ def test_features_are_finite(scale):
   _, logits, labels = draw(2)
   logits = np.float32(scale * logits)
   logits[:, :3] = logits[0, :3]  # no deviation
-  values = losses.ce(logits, np.tile(labels, (4, 1)))
-  found, _ = storm_features(values, logits, labels, meta.storm_memory(3, 9))
+  values = cross_entropy(logits, labels)
+  found, _ = storm_features(
+    values, logits, labels, meta.storm_memory(3, 9), np.ones(9, bool)
+  )
+  found = np.asarray(found)
   assert np.isfinite(found).all()
   np.testing.assert_array_equal(found[:3, [3, 9, 12]], 0)
   assert (found[:, 15] >= 0).all()
   assert (found[:, 15] <= 1 + 1e-6).all()
-  model = meta.rescaler(3)
-  params, stats = model.init(KEY)
-
-  def weights(params):
-    return meta.rescale(model, params, stats, found, labels, np.ones(9))[0]
-
-  gradient = jax.jit(jax.jacrev(weights))(params)
+  gradient = slopes_of_weights(found, labels)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
 def test_overlaps_of_known_pairs():
-  mean, std = jnp.array([0.0, 0.0, 0.0, 5.0]), jnp.array([1.0, 1.0, 1.0, 1e-8])
-  other, spread = jnp.array([0.0, 2.0, 0.0, 5.0]), jnp.array([1, 1, 2, 1e-3])
-  found = own._overlap(mean, std, other, spread)
-  normal = statistics.NormalDist
+  one = np.float32([[0, 0, 0, 5, 0], [1, 1, 1, 1e-8, 1]])
+  two = np.float32([[0, 2, 0, 5, 10], [1, 1, 2, 1e-3, 1]])
+  overlap, normal = jax.jit(own._overlap), statistics.NormalDist
+  found = overlap(*one, *two)
   expected = [
-    normal(m, s).overlap(normal(o, t))
-    for m, s, o, t in zip(mean, std, other, spread, strict=True)
+    normal(float(m), float(s)).overlap(normal(float(o), float(t)))
+    for m, s, o, t in zip(*one, *two, strict=True)
   ]
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
   # Symmetric, and in single precision right where the tails are thin.
-  swapped = own._overlap(other, spread, mean, std)
-  np.testing.assert_array_equal(found, swapped)
-  thin = own._overlap(*jnp.array([0.0, 1.0, 10.0, 1.0]))
-  np.testing.assert_allclose(thin, normal(0, 1).overlap(normal(10, 1)), 1e-4)
+  np.testing.assert_array_equal(found, overlap(*two, *one))
+  np.testing.assert_allclose(found[4], expected[4], rtol=1e-4)
 
 
 def test_bad_input_of_features():
   values, logits, labels = draw(0)
-  memory = meta.storm_memory(3, 9)
+
+  def memory_of(*size):
+    return jax.eval_shape(lambda: meta.storm_memory(*size))
+
+  features = functools.partial(jax.eval_shape, meta.storm_features)
+  memory = memory_of(3, 9)
   with pytest.raises(ValueError, match='num_classes'):
-    meta.storm_features(values, logits, labels, meta.storm_memory(2, 9))
+    features(values, logits, labels, memory_of(2, 9))
   with pytest.raises(ValueError, match='does not fit a memory of 8'):
-    meta.storm_features(values, logits, labels, meta.storm_memory(3, 8))
+    features(values, logits, labels, memory_of(3, 8))
   with pytest.raises(ValueError, match='logits must'):
-    meta.storm_features(values, logits[0], labels, memory)
+    features(values, logits[0], labels, memory)
   with pytest.raises(ValueError, match='losses must'):
-    meta.storm_features(values[0], logits, labels, memory)
+    features(values[0], logits, labels, memory)
   with pytest.raises(ValueError, match='labels must'):
-    meta.storm_features(values, logits, labels[:2], memory)
+    features(values, logits, labels[:2], memory)
   with pytest.raises(TypeError, match='labels must be integer'):
-    meta.storm_features(values, logits, labels * 1.0, memory)
+    features(values, logits, labels * 1.0, memory)
   with pytest.raises(ValueError, match='size'):
     meta.storm_memory(3, 0)
 
 
 def test_rescaler_normalizes_over_whoever_is_there():
   model = meta.rescaler(3)
-  params, stats = model.init(KEY)
-  features = np.random.default_rng(0).normal(size=(6, 19))
-  labels = np.array([0, 2, 2, 0, 0, 2])  # nobody is in class 1
+  params, stats = jax.jit(model.init)(KEY)
 
+  @jax.jit
   def rescale(features, labels, mask):
     return meta.rescale(model, params, stats, features, labels, mask)[0]
 
-  mask = np.array([1, 1, 1, 1, 0, 0])
+  features = np.random.default_rng(0).normal(size=(6, 19)).astype(np.float32)
   features[4] = 1e3
+  labels = np.array([0, 2, 2, 0, 0, 2])  # nobody is in class 1
+  mask = np.array([1, 1, 1, 1, 0, 0])
   found = rescale(features, labels, mask)[:4]
-  alone = rescale(features[:4], labels[:4], np.ones(4))
+  alone = rescale(features[:4], labels[:4], mask[:4])
   np.testing.assert_allclose(found, alone, rtol=1e-4)
   # Networks of the classes differ, each sees all.
-  assert np.ptp(rescale(features[:2][[0, 0]], labels[:2], np.ones(2))) == 0
-  other = rescale(features[:4], np.array([0, 2, 2, 1]), np.ones(4))
+  same = rescale(features[[0, 0, 2, 3]], labels[:4], np.array([1, 1, 0, 0]))
+  assert np.ptp(same[:2]) == 0
+  other = rescale(features[:4], np.array([0, 2, 2, 1]), mask[:4])
   np.testing.assert_allclose(other[:3], alone[:3], rtol=1e-6)
   assert other[3] != alone[3]
-  beyond = rescale(features[:4], np.array([0, 3, -1, 1]), np.ones(4))
+  beyond = rescale(features[:4], np.array([0, 3, -1, 1]), mask[:4])
   np.testing.assert_array_equal(np.isnan(beyond), [0, 1, 1, 0])
   with pytest.raises(ValueError, match='at least two examples'):
-    rescale(features[:1], labels[:1], np.ones(1))
+    rescale(features[:1], labels[:1], mask[:1])
