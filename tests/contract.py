@@ -34,6 +34,7 @@ N, SHARDS, BATCH, CLASSES, DIM, HIDDEN = 62, 8, 16, 4, 6, 16
 BAG = CLASSES - 1  # so that labels are counts of bags
 KEY = jax.random.key(5)
 LAST = "['Dense_1']"  # the last layer of `network`
+MODES = ['jit', 'shard_map', 'pmap']
 GARBAGE = {'f': (np.nan, np.inf), 'i': (-1, 255), 'b': (False, True)}
 
 
@@ -181,7 +182,8 @@ class Case:
 
   @functools.cached_property
   def on_eight(self):
-    return parallel(self.method.step, self.start, mesh=data_mesh())
+    """The step in the strictest mode there is."""
+    return parallel(self.method.step, self.start, 'shard_map')
 
   def run(self, step, state, key=KEY, **change):
     """Two steps, a refit, one more step."""
@@ -254,10 +256,12 @@ def check_padding(case):
   )
 
 
-def check_unchecked(case, how):
-  check_eight(
-    case, parallel(case.method.step, case.start, how, check_vma=False)
-  )
+def check_mode(case, how):
+  """In the global view, by pmap, or without the check of shard_map."""
+  step = parallel(case.method.step, case.start, how, check_vma=False)
+  state = check_eight(case, step)
+  if how == 'jit':
+    check_placed(state)
 
 
 def restored(state, mesh, folder):
@@ -335,10 +339,6 @@ class Contract:
   def test_eight_devices_equal_one(self):
     check_placed(check_eight(self.case, self.case.on_eight))
 
-  def test_eight_devices_equal_one_under_shard_map(self):
-    step = parallel(self.case.method.step, self.case.start, 'shard_map')
-    check_placed(check_eight(self.case, step))
-
   def test_a_checkpoint_moves_to_another_number_of_devices(self, tmp_path):
     state, step = self.case.start, self.case.step
     for i, streams in enumerate(self.case.batches):
@@ -377,7 +377,7 @@ class Contract:
     )
     start = start._replace(params=params, extra=extra)
     x = case.arrays['x'].reshape(-1, *case.arrays['x'].shape[-1:])
-    logits = case.method.predict(start, x).logits
+    logits = jax.jit(case.method.predict)(start, x).logits
     assert np.ptp(logits) == 0 if scale == 0 else np.ptp(logits) >= scale
     state, metrics = case.run(case.step, start)
     chex.assert_tree_all_finite((state, metrics))
@@ -389,20 +389,20 @@ class Contract:
     check_padding(self.case)
 
   @pytest.mark.slow
-  @pytest.mark.parametrize('how', ['shard_map', 'pmap'])
-  def test_eight_devices_equal_one_unchecked(self, how):
-    check_unchecked(self.case, how)
+  @pytest.mark.parametrize('how', MODES)
+  def test_eight_devices_equal_one_in_other_modes(self, how):
+    check_mode(self.case, how)
 
 
 class EveryMode(Contract):
   """The contract of one method of every kind, with what others leave for later.
 
-  Networks in pairs and in stacks, tables, refits, bags, second streams.
+  Tables, a stack of networks and a refit, bags, meta gradients, second streams.
   """
 
   def test_padding_is_not_counted(self):
     check_padding(self.case)
 
-  @pytest.mark.parametrize('how', ['shard_map', 'pmap'])
-  def test_eight_devices_equal_one_unchecked(self, how):
-    check_unchecked(self.case, how)
+  @pytest.mark.parametrize('how', MODES)
+  def test_eight_devices_equal_one_in_other_modes(self, how):
+    check_mode(self.case, how)

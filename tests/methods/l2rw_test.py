@@ -1,12 +1,12 @@
 """L2RW keeps the contract; for its mathematics see meta_test.py."""
 
-from contract import BATCH, SHARDS, Contract, N, network
+from contract import BATCH, SHARDS, EveryMode, N, network
 import optax
 
 from jnl.methods import l2rw
 
 
-class TestContract(Contract):
+class TestContract(EveryMode):
   def make(self):
     # Weights come from inner products that cancel; without the momentum, which
     # would keep the sum of their roundings.

@@ -2,7 +2,7 @@
 
 from contract import (
   HIDDEN,
-  EveryMode,
+  Contract,
   bags,
   instance_network,
   network,
@@ -268,7 +268,7 @@ def test_hyperparameters_are_checked():
     refine(model, model, optax.sgd(0.1), bag_weight=-1.0)
 
 
-class TestContract(EveryMode):
+class TestContract(Contract):
   def make(self):
     return refine(instance_network(), network(HIDDEN, 2), optimizer())
 

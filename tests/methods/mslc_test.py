@@ -1,12 +1,12 @@
 """MSLC keeps the contract; for its mathematics see meta_test.py."""
 
-from contract import BATCH, CLASSES, SHARDS, EveryMode, N, network, optimizer
+from contract import BATCH, CLASSES, SHARDS, Contract, N, network, optimizer
 import optax
 
 from jnl.methods import mslc
 
 
-class TestContract(EveryMode):
+class TestContract(Contract):
   def make(self):
     return mslc(
       network(),

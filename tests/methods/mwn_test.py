@@ -1,12 +1,12 @@
 """Meta-Weight-Net keeps the contract; for its mathematics see meta_test.py."""
 
-from contract import BATCH, SHARDS, EveryMode, N, network, optimizer
+from contract import BATCH, SHARDS, Contract, N, network, optimizer
 import optax
 
 from jnl.methods import mwn
 
 
-class TestContract(EveryMode):
+class TestContract(Contract):
   def make(self):
     weigher_tx = optax.sgd(0.1)
     return mwn(
