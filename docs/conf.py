@@ -10,7 +10,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 project = 'jnl'
 author = 'the authors of jnl'
-copyright = 'the authors of jnl, Apache-2.0'  # noqa: A001
+copyright = 'the authors of jnl, Apache-2.0'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx_copybutton', 'pages']
 exclude_patterns = ['_build', '_ext']
 
@@ -27,8 +27,8 @@ copybutton_prompt_is_regexp = True
 
 myst_heading_anchors = 3
 myst_enable_extensions = ['dollarmath']
-nb_execution_mode = 'cache'
-nb_execution_timeout = 120
+nb_execution_mode = 'force'
+nb_execution_timeout = 300  # seconds a cell
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_output_stderr = 'remove'

@@ -1,20 +1,33 @@
-"""What Sphinx has to be told of jnl's docstrings: sections, names, equations."""
+"""What Sphinx is told of jnl: sections of docstrings, names, math, papers."""
 
 import ast
 import inspect
+import pathlib
 import re
 import textwrap
 from typing import Any
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
-from papers import ROOMS, functions, public
+from links import broken_links
+from papers import (
+  KNOWN,
+  ROOMS,
+  check_rows,
+  find_papers,
+  functions,
+  public,
+  read_known,
+  table,
+)
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 LOG = logging.getLogger(__name__)
 SECTIONS = {
@@ -212,6 +225,33 @@ class Name(SphinxRole):
     return [link], []
 
 
+# --- papers ------------------------------------------------------------------
+
+
+class Papers(SphinxDirective):
+  """The table of papers, of docstrings and papers.toml."""
+
+  def run(self) -> list[nodes.Node]:
+    """Its sections.
+
+    Raises:
+      ValueError: if docstrings and papers.toml do not agree.
+    """
+    self.env.note_dependency(str(KNOWN))
+    self.env.note_reread()
+    papers, known = find_papers(), read_known()
+    check_rows(papers, known)
+    text = '\n'.join(table(papers, known)).split('\n')
+    parent = nodes.section()
+    parent.document = self.state.document
+    self.state.nested_parse(
+      StringList(text, str(KNOWN)), 0, parent, match_titles=True
+    )
+    for found in parent.findall(nodes.table):
+      found['classes'].append('papers')
+    return parent.children
+
+
 # --- equations ---------------------------------------------------------------
 
 
@@ -229,13 +269,23 @@ def mathml(self: Any, node: nodes.Element) -> None:
   raise nodes.SkipNode
 
 
+def check_links(app: Sphinx, exception: Exception | None) -> None:
+  """Fails the build if a link within the pages leads nowhere."""
+  if exception is None and app.builder.name == 'html':
+    broken = broken_links(pathlib.Path(app.outdir))
+    if broken:
+      raise ExtensionError('broken links:\n' + '\n'.join(broken))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
   """What Sphinx calls."""
   app.connect('autodoc-process-docstring', rewrite)
   app.connect('autodoc-process-signature', signature)
   app.connect('autodoc-skip-member', skip)
   app.connect('missing-reference', unlinked)
+  app.connect('build-finished', check_links)
   app.add_role('name', Name())
   app.add_role('call', Name())
+  app.add_directive('papers', Papers)
   app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
   return {'parallel_read_safe': True}

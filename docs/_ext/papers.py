@@ -1,6 +1,6 @@
 """The papers of the `Reference:` lines, and what papers.toml knows of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 import importlib
 import inspect
 import pathlib
@@ -39,6 +39,9 @@ REFERENCE = re.compile(
   r'(?:, arXiv (?P<arxiv>\d{4}\.\d{4,5}|[a-z-]+/\d{7}))?(?=[.,;:) ]|$)'
 )
 """Authors, "Title", venue and year, arXiv number: how a paper is named."""
+
+
+KNOWN = pathlib.Path(__file__).parent.parent / 'papers.toml'
 
 
 class Paper(NamedTuple):
@@ -133,3 +136,98 @@ def find_papers() -> dict[Paper, list[str]]:
           f'{found[other]}'
         )
   return found
+
+
+# --- the table ---------------------------------------------------------------
+
+
+def check_rows(
+  papers: Mapping[Paper, list[str]], known: Mapping[str, Any]
+) -> None:
+  """Holds the papers of docstrings against papers.toml, both ways.
+
+  Raises:
+    ValueError: if a paper has no row or more than one, or a row names a paper,
+      a setting or a call of a paper that is not there; lists all of them.
+  """
+  calls = {paper.key: names for paper, names in papers.items()}
+  wrong = []
+  seen = set()
+  for group in known['groups']:
+    for key, row in group['papers'].items():
+      if key in seen:
+        wrong.append(f'{key} has two rows')
+      seen.add(key)
+      if key not in calls:
+        wrong.append(f'no Reference: names {key}, which papers.toml has')
+        continue
+      for setting, results in row.items():
+        if setting == 'name':
+          continue
+        if setting not in known['settings']:
+          wrong.append(f'{key} has a number of {setting}, which is no setting')
+          continue
+        wrong += [
+          f'{key} has a number of {call}, which does not refer to it'
+          for call in results
+          if call not in calls[key]
+        ]
+  wrong += [
+    f'{calls[key]} refer to {key}, which has no row in papers.toml'
+    for key in calls
+    if key not in seen
+  ]
+  if wrong:
+    raise ValueError('\n'.join(wrong))
+
+
+def table(
+  papers: Mapping[Paper, list[str]], known: Mapping[str, Any]
+) -> Iterator[str]:
+  """The lines of the table of papers, in Markdown."""
+  paper_of = {paper.key: paper for paper in papers}
+  settings = known['settings']
+  for group in known['groups']:
+    rows = group['papers']
+    numbers = any(len(row) > 1 for row in rows.values())
+    yield f'\n## {group["title"]}\n'
+    yield '| paper | calls |' + ' number |' * numbers
+    yield '|---|---|' + '---|' * numbers
+    for key, row in rows.items():
+      paper = paper_of[key]
+      calls = ', '.join(f'{{call}}`{name}`' for name in papers[paper])
+      line = f'| {_name(paper, row["name"])} | {calls} |'
+      yield line + f' {_numbers(row, settings)} |' * numbers
+  yield '\n## What the numbers are\n'
+  for name, setting in settings.items():
+    yield f'({_anchor(name)})=\n### {setting["title"]}\n'
+    yield f'{setting["about"].strip()}\n\n```bash\n{setting["command"]}\n```\n'
+
+
+def _anchor(setting: str) -> str:
+  return 'of-' + setting.replace('_', '-')
+
+
+def _name(paper: Paper, name: str) -> str:
+  told = f'**{name}**<br>{paper.title}, {paper.venue}'
+  if paper.arxiv:
+    told += f', [{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})'
+  return told
+
+
+def _numbers(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+  parts = []
+  for setting, results in row.items():
+    if setting != 'name':
+      told = [
+        f'{{call}}`{call}` {number}'.replace(' +- ', '\xa0+-\xa0')
+        for call, number in results.items()
+      ]
+      where = f'[{settings[setting]["title"]}](#{_anchor(setting)})'
+      parts.append('<br>'.join([f'{where}:', *told]))
+  return '<br>'.join(parts)
+
+
+def read_known() -> dict[str, Any]:
+  """What papers.toml says."""
+  return tomllib.loads(KNOWN.read_text())
