@@ -6,10 +6,40 @@
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jnl.base import Method, Model, Outputs, State, Table
 
-_MODULES = (
+if TYPE_CHECKING:
+  from jnl import (
+    automata,
+    base,
+    belief,
+    data,
+    em,
+    inputs,
+    logspace,
+    losses,
+    meta,
+    methods,
+    neighbors,
+    nets,
+    noise,
+    ramps,
+    steps,
+    teacher,
+    train,
+  )
+
+__version__ = '0.1.0'
+"""The one place that says it; pyproject.toml reads it from here."""
+
+__all__ = [
+  'Method',
+  'Model',
+  'Outputs',
+  'State',
+  'Table',
   'automata',
   'base',
   'belief',
@@ -27,16 +57,15 @@ _MODULES = (
   'steps',
   'teacher',
   'train',
-)
+]
 
-__all__ = ['Method', 'Model', 'Outputs', 'State', 'Table', *_MODULES]
+if not TYPE_CHECKING:  # to mypy, a name that is not there is an error
 
-
-def __getattr__(name: str) -> ModuleType:
-  if name in _MODULES:
-    return importlib.import_module(f'jnl.{name}')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+      return importlib.import_module(f'jnl.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-  return sorted(__all__)
+  return __all__

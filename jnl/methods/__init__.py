@@ -35,34 +35,40 @@ Settings that papers published
 from typing import TYPE_CHECKING
 
 from jnl._lazy import names_of
-from jnl.steps import supervised, supervised_bags
+from jnl.steps import supervised as supervised
+from jnl.steps import supervised_bags as supervised_bags
 
-if TYPE_CHECKING:
-  from jnl.methods._dllp import dllp
-  from jnl.methods._easy_llp import easy_llp
-  from jnl.methods._elr import elr, mislabeled
-  from jnl.methods._ill import (
-    Marginal,
-    ill_mixed,
-    ill_noisy,
-    ill_partial,
-    ill_semi,
-    learned_transition,
-  )
-  from jnl.methods._l2rw import Reweighted, l2rw
-  from jnl.methods._llp_bp import (
-    PseudoLabels,
-    pseudo_labels,
-    refine,
-    similarity_graph,
-  )
-  from jnl.methods._mlc import Corrected, mlc
-  from jnl.methods._mslc import Purified, mslc
-  from jnl.methods._mwn import Weighed, mwn, weigher_optimizer
-  from jnl.methods._proden import proden
-  from jnl.methods._published import Settings, known_settings, published
-  from jnl.methods._storm import Rescaled, storm
-  from jnl.methods._weak_em import weak_em
+if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.methods._dllp import dllp as dllp
+  from jnl.methods._easy_llp import easy_llp as easy_llp
+  from jnl.methods._elr import elr as elr
+  from jnl.methods._elr import mislabeled as mislabeled
+  from jnl.methods._ill import Marginal as Marginal
+  from jnl.methods._ill import ill_mixed as ill_mixed
+  from jnl.methods._ill import ill_noisy as ill_noisy
+  from jnl.methods._ill import ill_partial as ill_partial
+  from jnl.methods._ill import ill_semi as ill_semi
+  from jnl.methods._ill import learned_transition as learned_transition
+  from jnl.methods._l2rw import Reweighted as Reweighted
+  from jnl.methods._l2rw import l2rw as l2rw
+  from jnl.methods._llp_bp import PseudoLabels as PseudoLabels
+  from jnl.methods._llp_bp import pseudo_labels as pseudo_labels
+  from jnl.methods._llp_bp import refine as refine
+  from jnl.methods._llp_bp import similarity_graph as similarity_graph
+  from jnl.methods._mlc import Corrected as Corrected
+  from jnl.methods._mlc import mlc as mlc
+  from jnl.methods._mslc import Purified as Purified
+  from jnl.methods._mslc import mslc as mslc
+  from jnl.methods._mwn import Weighed as Weighed
+  from jnl.methods._mwn import mwn as mwn
+  from jnl.methods._mwn import weigher_optimizer as weigher_optimizer
+  from jnl.methods._proden import proden as proden
+  from jnl.methods._published import Settings as Settings
+  from jnl.methods._published import known_settings as known_settings
+  from jnl.methods._published import published as published
+  from jnl.methods._storm import Rescaled as Rescaled
+  from jnl.methods._storm import storm as storm
+  from jnl.methods._weak_em import weak_em as weak_em
 
 _NAMES = {
   '_dllp': ('dllp',),
@@ -89,5 +95,6 @@ _NAMES = {
 }
 """Which file has what: a file is loaded when one of its names is first used."""
 
-__getattr__, __dir__ = names_of(__name__, _NAMES)
-__all__ = __dir__()
+if not TYPE_CHECKING:  # to mypy, a name that is not there is an error
+  __getattr__, __dir__ = names_of(__name__, _NAMES)
+  __all__ = __dir__()

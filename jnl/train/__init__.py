@@ -10,30 +10,34 @@ from typing import TYPE_CHECKING
 
 from jnl._lazy import names_of
 
-if TYPE_CHECKING:
-  from jnl.train import report, scores, script
-  from jnl.train._checkpoint import open_checkpoints
-  from jnl.train._cli import option, parse
-  from jnl.train._compare import (
-    Trained,
-    compare,
-    curves,
-    train_each,
-    write_results,
-  )
-  from jnl.train._evaluate import evaluate, padded_batches
-  from jnl.train._fit import Checkpoint, Fit, fit, fit_many
-  from jnl.train._parallel import (
-    auto,
-    check_layout,
-    data_mesh,
-    parallel,
-    place,
-    shardings,
-    specs,
-  )
-  from jnl.train._plan import Augment, Stream
-  from jnl.train._score import Score
+if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.train import report as report
+  from jnl.train import scores as scores
+  from jnl.train import script as script
+  from jnl.train._checkpoint import open_checkpoints as open_checkpoints
+  from jnl.train._cli import option as option
+  from jnl.train._cli import parse as parse
+  from jnl.train._compare import Trained as Trained
+  from jnl.train._compare import compare as compare
+  from jnl.train._compare import curves as curves
+  from jnl.train._compare import train_each as train_each
+  from jnl.train._compare import write_results as write_results
+  from jnl.train._evaluate import evaluate as evaluate
+  from jnl.train._evaluate import padded_batches as padded_batches
+  from jnl.train._fit import Checkpoint as Checkpoint
+  from jnl.train._fit import Fit as Fit
+  from jnl.train._fit import fit as fit
+  from jnl.train._fit import fit_many as fit_many
+  from jnl.train._parallel import auto as auto
+  from jnl.train._parallel import check_layout as check_layout
+  from jnl.train._parallel import data_mesh as data_mesh
+  from jnl.train._parallel import parallel as parallel
+  from jnl.train._parallel import place as place
+  from jnl.train._parallel import shardings as shardings
+  from jnl.train._parallel import specs as specs
+  from jnl.train._plan import Augment as Augment
+  from jnl.train._plan import Stream as Stream
+  from jnl.train._score import Score as Score
 
 _NAMES = {
   '_checkpoint': ('open_checkpoints',),
@@ -56,5 +60,6 @@ _NAMES = {
 }
 """Which file has what: a file is loaded when one of its names is first used."""
 
-__getattr__, __dir__ = names_of(__name__, _NAMES)
-__all__ = __dir__()
+if not TYPE_CHECKING:  # to mypy, a name that is not there is an error
+  __getattr__, __dir__ = names_of(__name__, _NAMES)
+  __all__ = __dir__()
