@@ -34,9 +34,9 @@ nb_execution_show_tb = True
 nb_output_stderr = 'remove'
 nb_merge_streams = True
 
-autodoc_member_order = 'alphabetical'
 maximum_signature_line_length = 79
 nitpicky = True
+smartquotes = False
 default_role = 'name'
 html_math_renderer = 'mathml'
 add_function_parentheses = False

@@ -1,6 +1,7 @@
 """What Sphinx is told of jnl: sections of docstrings, names, math, papers."""
 
 import ast
+import importlib
 import inspect
 import pathlib
 import re
@@ -26,6 +27,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -37,6 +39,49 @@ SECTIONS = {
   'Yields': 'Yields',
   'Raises': 'Raises',
 }
+
+# --- entries -----------------------------------------------------------------
+
+
+class Room(SphinxDirective):
+  """The docstring of a module, and an entry for each of its names."""
+
+  required_arguments = 1
+
+  def run(self) -> list[nodes.Node]:
+    """What autodoc makes of them."""
+    module = self.arguments[0]
+    text = [f'.. automodule:: {module}', '', f'.. currentmodule:: {module}', '']
+    for name, value in in_order(module):
+      if inspect.isclass(value):
+        text += [f'.. autoclass:: {name}', '   :members:', '']
+      elif callable(value):
+        text += [f'.. autofunction:: {name}', '']
+      else:
+        text += [f'.. autodata:: {name}', '']
+    return self.parse_text_to_nodes('\n'.join(text))
+
+
+def in_order(module: str) -> list[tuple[str, Any]]:
+  """What has an entry: as the index of the module has it, then the rest."""
+  room = module.removeprefix('jnl.')
+  there = importlib.import_module(module)
+  found = functions(room)
+  told = ModuleAnalyzer.for_module(module).find_attr_docs()
+  for place, name in told:
+    if place == '' and not name.startswith('_'):
+      found[name] = getattr(there, name)
+
+  def key(entry: tuple[int, str]) -> tuple[float, bool, int]:
+    number, name = entry
+    at = re.search(rf'^  {name}\b', there.__doc__, re.MULTILINE)
+    listed = hasattr(there, '__all__')  # or in the order of the file
+    is_class = listed and inspect.isclass(found[name])
+    return at.start() if at else float('inf'), is_class, number
+
+  order = sorted(enumerate(found), key=key)
+  return [(name, found[name]) for _, name in order]
+
 
 # --- docstrings --------------------------------------------------------------
 
@@ -188,8 +233,9 @@ def full_name(text: str, module: str) -> str | None:
   head = re.fullmatch(r'([A-Za-z_][\w.]*)(\(.*\))?', text, re.DOTALL)
   if not head:
     return None
-  if head[1] in MODULES:
-    return head[1]
+  for prefix in ('jnl.', '') if '.' in head[1] else ():
+    if prefix + head[1] in MODULES:
+      return prefix + head[1]
   name = head[1].removeprefix('jnl.')
   for prefix in (module, 'jnl', 'jnl.base', 'jnl.steps'):
     if f'{prefix}.{name}' in NAMES:
@@ -247,8 +293,6 @@ class Papers(SphinxDirective):
     self.state.nested_parse(
       StringList(text, str(KNOWN)), 0, parent, match_titles=True
     )
-    for found in parent.findall(nodes.table):
-      found['classes'].append('papers')
     return parent.children
 
 
@@ -287,5 +331,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
   app.add_role('name', Name())
   app.add_role('call', Name())
   app.add_directive('papers', Papers)
+  app.add_directive('room', Room)
   app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
   return {'parallel_read_safe': True}

@@ -190,7 +190,7 @@ def table(
   for group in known['groups']:
     rows = group['papers']
     numbers = any(len(row) > 1 for row in rows.values())
-    yield f'\n## {group["title"]}\n'
+    yield f'\n## {group["title"]}\n\n```{{table}}\n:class: papers\n'
     yield '| paper | calls |' + ' number |' * numbers
     yield '|---|---|' + '---|' * numbers
     for key, row in rows.items():
@@ -198,6 +198,7 @@ def table(
       calls = ', '.join(f'{{call}}`{name}`' for name in papers[paper])
       line = f'| {_name(paper, row["name"])} | {calls} |'
       yield line + f' {_numbers(row, settings)} |' * numbers
+    yield '```'
   yield '\n## What the numbers are\n'
   for name, setting in settings.items():
     yield f'({_anchor(name)})=\n### {setting["title"]}\n'
@@ -220,7 +221,7 @@ def _numbers(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
   for setting, results in row.items():
     if setting != 'name':
       told = [
-        f'{{call}}`{call}` {number}'.replace(' +- ', '\xa0+-\xa0')
+        f'{{call}}`{call}` {number}'.replace(' +- ', '\xa0±\xa0')
         for call, number in results.items()
       ]
       where = f'[{settings[setting]["title"]}](#{_anchor(setting)})'
