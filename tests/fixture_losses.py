@@ -1,8 +1,4 @@
-"""What the tests of the losses share.
-
-One shape for nearly all of them: run op by op, its small kernels are compiled
-once for all tests.
-"""
+"""What the tests of the losses share."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +7,31 @@ import numpy as np
 B, C = 64, 4
 
 
-def draw(b=B, c=C, scale=2.0, seed=0, dtype=jnp.float32):
-  """Random logits [b, c] and labels [b]."""
+def draw(b=B, c=C, scale=2.0, seed=0, dtype=np.float32):
+  """Random logits [b, c] and labels [b], of numpy."""
   rng = np.random.default_rng(seed)
   logits = scale * rng.standard_normal([b, c])
-  return jnp.asarray(logits, dtype), jnp.asarray(rng.integers(0, c, b))
+  return logits.astype(dtype), rng.integers(0, c, b).astype(np.int32)
 
 
-def close(actual, expected, rtol=1e-5, atol=1e-6):
-  np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
+def softmax(z):
+  """Of numpy, in float64."""
+  p = np.exp(np.float64(z) - np.max(z, -1, keepdims=True))
+  return p / p.sum(-1, keepdims=True)
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6, err_msg=''):
+  np.testing.assert_allclose(actual, expected, rtol, atol, err_msg=err_msg)
+
+
+def value_and_slope(loss, z, y, **hp):
+  """The losses, and the gradient of their sum."""
+  value, back = jax.vjp(lambda z: loss(z, y, **hp), z)
+  return value, back(jnp.ones_like(value))[0]
+
+
+def slope(loss, z, y, **hp):
+  return value_and_slope(loss, z, y, **hp)[1]
 
 
 def grad(f, argnums=0):
@@ -31,11 +43,6 @@ def value_and_grad(f, argnums=0):
   return jax.jit(jax.value_and_grad(f, argnums))
 
 
-def value_and_slope(loss, z, y, **hp):
-  """The losses, and the gradient of their sum."""
-  value, back = jax.vjp(lambda z: loss(z, y, **hp), z)
-  return value, back(jnp.ones_like(value))[0]
-
-
-def slope(loss, z, y, **hp):
-  return value_and_slope(loss, z, y, **hp)[1]
+def run(f, *arguments):
+  """What a function gives, in numpy: one program is cheaper than its ops."""
+  return jax.device_get(jax.jit(f)(*arguments))

@@ -130,7 +130,7 @@ def elr_plus_labels(targets: ArrayLike, rows: ArrayLike) -> Array:
 
   Reference: see `elr_targets`.
   """
-  targets = read_logits(targets)
+  targets = read_logits(targets, 'targets')
   product = targets * _like(rows, targets, 'rows').astype(targets.dtype)
   total = jnp.sum(product, axis=-1, keepdims=True)
   some = total > 0
