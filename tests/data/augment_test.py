@@ -17,19 +17,19 @@ from jnl.base import Aux, example_keys, global_mean
 from jnl.data import augment
 from jnl.data.augment import OPS, distort
 from jnl.data.augment import _policies as policies
-from jnl.nets import StridedCNN, from_linen
+from jnl.nets import MLP, from_linen
 from jnl.steps import from_loss, model_keys
 from jnl.train import fit
 
 KEY = jax.random.key(0)
-INDEX = jnp.arange(100, 116)
+INDEX = np.arange(100, 116)
+KEYS = jax.jit(example_keys)(KEY, np.arange(2000))
 FUNCTIONS = {
   'pad_crop': augment.pad_crop,
   'flip': augment.flip,
   'cutout': functools.partial(augment.cutout, size=4),
   'gaussian_noise': functools.partial(augment.gaussian_noise, scale=0.1),
   'feature_dropout': augment.feature_dropout,
-  # One operation each, because compiling two takes twice as long.
   'rand_augment': functools.partial(augment.rand_augment, ops=1),
   'fixmatch_augment': functools.partial(
     augment.fixmatch_augment, ops=1, sizes=(2, 6)
@@ -38,7 +38,6 @@ FUNCTIONS = {
     augment.auto_augment, policy=[[(name, 0.9, 7)] for name in OPS]
   ),
 }
-# Few programs, because compiling is what these tests take time for.
 AUGMENTATIONS = {
   'images': augment.compose(
     *(FUNCTIONS[name] for name in ('pad_crop', 'flip', 'cutout'))
@@ -60,66 +59,91 @@ def images(b=16, h=8, w=8, c=3, seed=0):
   return (levels / 255).astype(np.float32)
 
 
+def viewed(names=tuple(AUGMENTATIONS)):
+  """(index, x) -> the views of all these, for a program of them together."""
+  return lambda index, x: {
+    name: AUGMENTATIONS[name](example_keys(KEY, index), x) for name in names
+  }
+
+
+one_device = jax.jit(viewed())
+
+
 @functools.cache
-def jitted(name):
-  f = AUGMENTATIONS[name]
-  return jax.jit(lambda index, x: f(example_keys(KEY, index), x))
+def on_one_device(case):
+  """The views of the images, of them in another order, ..."""
+  x, index = images(), INDEX
+  if case == 'ordered':
+    order = np.random.default_rng(1).permutation(16)
+    index, x = index[order], x[order]
+  elif case == 'other images':
+    x[1:] = 0.25
+  elif case == 'other examples':
+    index = index + 50
+  elif case == 'constant':
+    levels = np.resize(np.float32([0, 1, 0.3, 1e-7]), 16)
+    x = np.broadcast_to(levels[:, None, None, None], x.shape)
+  return jax.device_get(one_device(index, x))
 
 
 # --- the contract ------------------------------------------------------------
 
 
-# What rand_augment does, fixmatch_augment does too.
-@pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - {'rand_augment'}))
-def test_eight_devices_give_what_one_gives(name):
-  x = images()
-  expected = jitted(name)(INDEX, x)
+# What rand_augment does, fixmatch_augment does too: once is enough on devices.
+@pytest.mark.parametrize(
+  ('how', 'names'),
+  [
+    ('jit', ('images', 'vectors', 'auto_augment')),
+    pytest.param('jit', ('fixmatch_augment',), marks=pytest.mark.slow),
+    pytest.param(
+      'shard_map',
+      ('images', 'vectors', 'auto_augment', 'fixmatch_augment'),
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=['jit', 'jit_fixmatch', 'shard_map'],
+)
+def test_eight_devices_give_what_one_gives(how, names):
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, P('data'))
-  f = AUGMENTATIONS[name]
-  arguments = jax.device_put((INDEX, x), split)
-  compiled = jitted(name).lower(*arguments).compile()
-  found = compiled(*arguments)
-  assert found.sharding.is_equivalent_to(split, found.ndim)
-  np.testing.assert_array_equal(found, expected)
+  f = viewed(names)
+  if how == 'shard_map':
+    f = jax.shard_map(f, mesh=mesh, in_specs=P('data'), out_specs=P('data'))
+  arguments = jax.device_put((INDEX, images()), split)
+  compiled = jax.jit(f).lower(*arguments).compile()
+  for name, found in compiled(*arguments).items():
+    assert found.sharding.is_equivalent_to(split, found.ndim), name
+    expected = on_one_device('images')[name]
+    np.testing.assert_array_equal(found, expected, name)
   collective = r'all-(gather|reduce|to-all)|collective-permute'
   assert not re.search(collective, compiled.as_text())
-  mapped = jax.shard_map(
-    lambda index, x: f(example_keys(KEY, index), x),
-    mesh=mesh,
-    in_specs=P('data'),
-    out_specs=P('data'),
-  )
-  np.testing.assert_array_equal(jax.jit(mapped)(INDEX, x), expected)
 
 
 @every
 def test_a_view_is_its_key_and_example_alone(name):
-  x = images()
-  together = np.asarray(jitted(name)(INDEX, x))
-  np.testing.assert_array_equal(together, jitted(name)(INDEX, x))
+  together = on_one_device('images')[name]
+  again = jax.device_get(one_device(INDEX, images()))[name]
+  np.testing.assert_array_equal(together, again)
   order = np.random.default_rng(1).permutation(16)
+  np.testing.assert_array_equal(on_one_device('ordered')[name], together[order])
   np.testing.assert_array_equal(
-    jitted(name)(INDEX[order], x[order]), together[order]
+    on_one_device('other images')[name][0], together[0]
   )
-  other = x.copy()
-  other[1:] = 0.25
-  np.testing.assert_array_equal(jitted(name)(INDEX, other)[0], together[0])
-  assert (jitted(name)(INDEX + 50, x) != together).any()
+  assert (on_one_device('other examples')[name] != together).any()
 
 
-@pytest.mark.parametrize('name', ['images', 'auto_augment'])
+@pytest.mark.parametrize(
+  'name', ['images', pytest.param('auto_augment', marks=pytest.mark.slow)]
+)
 def test_one_example_alone(name):
-  x = images()
-  alone = jitted(name)(INDEX[3:4], x[3:4])
-  np.testing.assert_array_equal(alone[0], jitted(name)(INDEX, x)[3])
+  alone = jax.jit(viewed((name,)))(INDEX[3:4], images()[3:4])[name]
+  np.testing.assert_array_equal(alone[0], on_one_device('images')[name][3])
 
 
 @pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - {'vectors'}))
 def test_values_stay_in_range_and_what_is_constant_stays_finite(name):
-  levels = np.resize(np.float32([0, 1, 0.3, 1e-7]), 16)[:, None, None, None]
-  for x in (images(), np.broadcast_to(levels, (16, 8, 8, 3))):
-    view = np.asarray(jitted(name)(INDEX, x))
+  for case in ('images', 'constant'):
+    view = on_one_device(case)[name]
     assert np.isfinite(view).all()
     assert view.min() >= 0
     assert view.max() <= 1
@@ -132,7 +156,7 @@ def test_shape_and_dtype_are_kept(name):
     (jnp.float32, (1, 6, 9, 1)),
     (jnp.bfloat16, (2, 8, 8, 3)),
   ):
-    out = jax.eval_shape(f, KEYS[: shape[0]], jnp.zeros(shape, dtype))
+    out = jax.eval_shape(f, KEYS[: shape[0]], np.zeros(shape, dtype))
     assert (out.shape, out.dtype) == (shape, dtype)
 
 
@@ -145,69 +169,131 @@ def test_float64_stays():
       assert (out.shape, out.dtype) == (x.shape, x.dtype), name
 
 
-KEYS = example_keys(KEY, jnp.arange(2000))
-
-
 # --- crops, flips, holes, noise ----------------------------------------------
+
+
+PADDING = 4
+CROPPED = 1 + np.arange(7 * 6 * 2, dtype=np.float32).reshape(7, 6, 2)
+HOLE_FILL = np.float32([0.0, 0.5, 1.0])
+HOLE_SIZES = (1, 4, 5)
+
+
+@functools.cache
+def drawn():
+  """What 2000 examples get of each, in one program."""
+
+  @jax.jit
+  def program(keys, rows, holed):
+    repeated = jnp.broadcast_to(CROPPED, (2000, *CROPPED.shape))
+    ones = jnp.ones((2000, 10), jnp.float32)
+    wide = jnp.zeros((2000, 40, 40, 1))
+    composed = augment.compose(lambda keys, x: x, augment.flip)
+    return {
+      'crops': {
+        mode: augment.pad_crop(keys, repeated, padding=PADDING, mode=mode)
+        for mode in ('reflect', 'constant')
+      },
+      'flips': [augment.flip(keys, rows, rate=r) for r in (0.5, 1, 1 / 3)],
+      'traced': augment.flip(keys, rows, rate=jnp.float32(1 / 3)),
+      'default': augment.flip(keys, rows),
+      'holes': {
+        size: augment.cutout(keys, holed, size=size, fill=HOLE_FILL)
+        for size in HOLE_SIZES
+      },
+      'sizes': augment.cutout(
+        keys,
+        wide,
+        size=np.arange(2000) % 9,
+        fill=1.0,
+      ).sum((1, 2)),
+      'fixmatch': augment.fixmatch_augment(
+        keys, wide + 0.25, ops=0, sizes=(3, 5), cutout_fill=1.0
+      ),
+      'noise': augment.gaussian_noise(keys, ones, scale=0.3) - ones,
+      'dropped': augment.feature_dropout(keys, ones, rate=0.2),
+      'twice': augment.compose(augment.flip, augment.flip)(keys, rows),
+      'second': composed(keys, rows),
+      'folded': augment.flip(
+        jax.vmap(jax.random.fold_in, (0, None))(keys, 1), rows
+      ),
+    }
+
+  return jax.device_get(program(KEYS, ROWS, HOLED))
+
+
+ROWS = images(2000, 1, 4, 1)
+HOLED = np.full((2000, 8, 6, 3), 0.25, np.float32)
 
 
 @pytest.mark.parametrize('mode', ['reflect', 'constant'])
 def test_crops_are_numpys_and_all_places_are_reached(mode):
-  b, h, w, padding = 2000, 7, 6, 4
-  x = 1 + np.arange(h * w * 2, dtype=np.float32).reshape(h, w, 2)
-  crops = augment.pad_crop(
-    KEYS, np.broadcast_to(x, (b, h, w, 2)), padding=padding, mode=mode
-  )
-  padded = np.pad(x, [(padding, padding), (padding, padding), (0, 0)], mode)
-  places = itertools.product(range(2 * padding + 1), repeat=2)
+  h, w, _ = CROPPED.shape
+  around = [(PADDING, PADDING), (PADDING, PADDING), (0, 0)]
+  padded = np.pad(CROPPED, around, mode)
+  places = itertools.product(range(2 * PADDING + 1), repeat=2)
   known = [padded[i : i + h, j : j + w].tobytes() for i, j in places]
   assert len(set(known)) == 81
-  found = [known.index(crop.tobytes()) for crop in np.asarray(crops)]
+  found = [known.index(crop.tobytes()) for crop in drawn()['crops'][mode]]
   counts = np.bincount(found, minlength=81)
   # Expected 24.7 with a standard deviation of 4.9.
   assert counts.min() >= 3
   assert counts.max() <= 50
 
 
-def test_nothing_happens_where_nothing_should():
+@functools.cache
+def untouched():
+  """Images after each function with nothing to do, by numbers that are traced.
+
+  RandAugment of the operations that have a strength is the last one.
+  """
+
   @jax.jit
-  def untouched(keys, x):
-    return (
+  def program(keys, x, zero, none):
+    return [
       augment.pad_crop(keys, x, padding=0),
-      augment.flip(keys, x, rate=0.0),
-      augment.cutout(keys, x, size=0),
-      augment.gaussian_noise(keys, x, scale=0.0),
-      augment.feature_dropout(keys, x, rate=0.0),
+      augment.flip(keys, x, rate=zero),
+      augment.cutout(keys, x, size=none),
+      augment.gaussian_noise(keys, x, scale=zero),
+      augment.feature_dropout(keys, x, rate=zero),
       augment.rand_augment(keys, x, ops=0),
-      augment.fixmatch_augment(keys, x, ops=1, rate=0.0, sizes=(0, 0)),
+      augment.fixmatch_augment(keys, x, ops=1, rate=zero, sizes=(0, 0)),
       augment.auto_augment(keys, x, policy=((('invert', 0.0, 9),),)),
       augment.compose()(keys, x),
-    )
+      augment.rand_augment(keys, x, ops=1, magnitude=zero, names=tuple(ENDS)),
+    ]
 
-  x = images()
-  for view in untouched(KEYS[:16], x):
-    np.testing.assert_array_equal(view, x)
+  return jax.device_get(program(KEYS[:16], images(), np.float32(0), 0))
+
+
+def test_nothing_happens_where_nothing_should():
+  for view in untouched()[:-1]:
+    np.testing.assert_array_equal(view, images())
+
+
+def test_hyperparameters_may_be_traced():
+  np.testing.assert_allclose(untouched()[-1], images(), atol=1e-6)
 
 
 def test_half_of_the_images_are_flipped():
-  x = images(2000, 1, 4, 1)
-  view = np.asarray(augment.flip(KEYS, x))
-  flipped = (view == x[:, :, ::-1]).all((1, 2, 3))
-  assert (flipped | (view == x).all((1, 2, 3))).all()
+  mirrored = ROWS[:, :, ::-1]
+  half, always, third = drawn()['flips']
+  np.testing.assert_array_equal(drawn()['default'], half)
+  flipped = (half == mirrored).all((1, 2, 3))
+  assert (flipped | (half == ROWS).all((1, 2, 3))).all()
   assert abs(flipped.mean() - 0.5) < 0.045, 'four standard deviations'
-  np.testing.assert_array_equal(augment.flip(KEYS, x, rate=1), x[:, :, ::-1])
-  third = augment.flip(KEYS, x, rate=jnp.float32(1 / 3))
-  assert abs((third == x[:, :, ::-1]).all((1, 2, 3)).mean() - 1 / 3) < 0.045
+  np.testing.assert_array_equal(always, mirrored)
+  np.testing.assert_array_equal(drawn()['traced'], third)
+  assert abs((third == mirrored).all((1, 2, 3)).mean() - 1 / 3) < 0.045
 
 
-@pytest.mark.parametrize('size', [1, 4, 5])
+@pytest.mark.parametrize('size', HOLE_SIZES)
 def test_holes_are_squares_around_any_pixel(size):
-  h, w = 8, 6
-  x = np.full((2000, h, w, 3), 0.25, np.float32)
-  fill = np.float32([0.0, 0.5, 1.0])
-  view = np.asarray(augment.cutout(KEYS, x, size=size, fill=fill))
-  holes = (view != x).all(3)
-  np.testing.assert_array_equal(view, np.where(holes[..., None], fill, x))
+  view = drawn()['holes'][size]
+  holes = (view != HOLED).all(3)
+  np.testing.assert_array_equal(
+    view, np.where(holes[..., None], HOLE_FILL, HOLED)
+  )
+  h, w = HOLED.shape[1:3]
   expected = set()
   for i, j in itertools.product(range(h), range(w)):
     hole = np.zeros((h, w), bool)
@@ -218,19 +304,15 @@ def test_holes_are_squares_around_any_pixel(size):
 
 
 def test_sizes_of_holes_may_differ_by_example():
-  x = np.zeros((2000, 40, 40, 1), np.float32)
-  sizes = jnp.arange(2000) % 9
-  holes = np.asarray(augment.cutout(KEYS, x, size=sizes, fill=1.0)).sum((1, 2))
-  whole = np.array([holes[sizes == s].max() for s in range(9)])
+  areas, sizes = drawn()['sizes'], np.arange(2000) % 9
+  whole = np.array([areas[sizes == s].max() for s in range(9)])
   np.testing.assert_array_equal(whole, np.arange(9) ** 2)
 
 
 def test_noise_is_normal_and_dropout_keeps_the_mean():
-  x = np.ones((2000, 10), np.float32)
-  noise = np.asarray(augment.gaussian_noise(KEYS, x, scale=0.3)) - x
+  noise, dropped = drawn()['noise'], drawn()['dropped']
   assert abs(noise.mean()) < 4 * 0.3 / np.sqrt(noise.size)
   assert abs(noise.std() - 0.3) < 0.01
-  dropped = np.asarray(augment.feature_dropout(KEYS, x, rate=0.2))
   np.testing.assert_allclose(np.unique(dropped), [0, 1.25])
   assert abs((dropped == 0).mean() - 0.2) < 4 * 0.4 / np.sqrt(dropped.size)
   assert len(np.unique(dropped, axis=0)) > 300, 'every example has its own'
@@ -240,6 +322,7 @@ def test_noise_is_normal_and_dropout_keeps_the_mean():
 
 FACTORS = (0.0, 0.05, 0.3, 0.95, 1.0, 1.37, 1.5, 1.9)
 SHEARS = (-0.3, -0.2, -0.05, 0.0, 0.1, 0.2, 0.23, 0.3)
+LEVELS = (0, 1, 30, 64, 110, 127, 128, 255)
 SHARES = (-0.45, -0.3, -0.05, 0.0, 0.1, 0.2, 150 / 331, 0.99)
 
 
@@ -251,6 +334,12 @@ def affine(image, *matrix):
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
+def solarize_add(image, add):
+  """Torchvision and the official code have it, PIL does not."""
+  dark = lambda level: min(level + add, 255) if level < 128 else level
+  return image.point([dark(level) for level in range(256)] * len(image.mode))
+
+
 PIL = {
   'identity': (lambda image, _: image, range(8)),
   'autocontrast': (lambda image, _: ImageOps.autocontrast(image), range(8)),
@@ -258,6 +347,7 @@ PIL = {
   'invert': (lambda image, _: ImageOps.invert(image), range(8)),
   'posterize': (ImageOps.posterize, range(1, 9)),
   'solarize': (ImageOps.solarize, (0, 1, 64, 127.5, 128, 200, 255, 256)),
+  'solarize_add': (solarize_add, LEVELS),
   'brightness': (enhance(ImageEnhance.Brightness), FACTORS),
   'color': (enhance(ImageEnhance.Color), FACTORS),
   'contrast': (enhance(ImageEnhance.Contrast), FACTORS),
@@ -274,7 +364,6 @@ PIL = {
     SHARES,
   ),
 }
-jitted_distort = jax.jit(distort)
 
 
 def levels_of(shape):
@@ -302,10 +391,10 @@ def test_operations_are_those_of_pil(name, shape):
     for level, argument in pairs
   ]
   x = np.stack([level for level, _ in pairs]) / np.float32(255)
-  found = jitted_distort(
+  found = distort(
     x,
-    jnp.full(len(pairs), OPS.index(name)),
-    jnp.array([argument for _, argument in pairs], jnp.float32),
+    np.full(len(pairs), OPS.index(name)),
+    np.array([argument for _, argument in pairs], np.float32),
   )
   error = np.asarray(found) * 255 - np.reshape(expected, found.shape)
   # PIL cuts fractions of levels off; what has none is the same.
@@ -320,38 +409,29 @@ def test_operations_are_those_of_pil(name, shape):
   assert error.max() < (1e-3 if whole else 1 + 1e-3)
 
 
-def test_solarize_add_raises_dark_levels():
-  levels = np.arange(256).reshape(1, 16, 16, 1)
-  found = distort(
-    levels / np.float32(255),
-    jnp.array([OPS.index('solarize_add')]),
-    jnp.array([110.0]),
-  )
-  expected = np.where(levels < 128, np.minimum(levels + 110, 255), levels)
-  np.testing.assert_allclose(255 * found, expected, atol=1e-3)
-
-
 def test_every_operation_has_its_test():
-  assert {*PIL, 'solarize_add'} == set(OPS)
+  assert set(PIL) == set(OPS)
 
 
 def test_what_comes_from_outside_is_filled():
   x = np.ones((1, 4, 4, 3), np.float32)
-  found = distort(
-    x,
-    jnp.array([OPS.index('translate_x')]),
-    jnp.array([0.5]),
-    fill=jnp.array([0.1, 0.2, 0.3]),
+  found = np.asarray(
+    distort(
+      x,
+      np.array([OPS.index('translate_x')]),
+      np.array([0.5], np.float32),
+      fill=np.float32([0.1, 0.2, 0.3]),
+    )
   )
   np.testing.assert_allclose(found[:, :, :2], x[:, :, :2])
   expected = np.broadcast_to(np.float32([0.1, 0.2, 0.3]), (1, 4, 2, 3))
   np.testing.assert_allclose(found[:, :, 2:], expected)
 
 
-@pytest.mark.parametrize('h', [1, 2, 3])
+@pytest.mark.parametrize('h', [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_smallest_images(h):
   x = images(16, h, 1, 1)
-  found = distort(x, jnp.arange(16), jnp.full(16, 0.7))
+  found = distort(x, np.arange(16), np.full(16, 0.7, np.float32))
   assert found.shape == x.shape
   assert np.isfinite(found).all()
 
@@ -377,13 +457,14 @@ ENDS = {
 @pytest.mark.parametrize('name', ENDS)
 def test_the_strongest_operations_reach_the_ends_of_the_ranges(name):
   keys, x = KEYS[:16], np.repeat(images(1), 16, 0)
-  op = jnp.full(16, OPS.index(name))
-  ends = [distort(x, op, jnp.full(16, end))[0] for end in ENDS[name]]
+  op = np.full(16, OPS.index(name))
+  at = lambda end: np.asarray(distort(x, op, np.full(16, end, np.float32)))
+  ends = [at(end)[0] for end in ENDS[name]]
   for view in (
     augment.rand_augment(keys, x, ops=1, magnitude=10, names=(name,)),
     augment.auto_augment(keys, x, policy=(((name, 1.0, 9),),)),
   ):
-    close = [np.abs(view - end).max((1, 2, 3)) < 1e-5 for end in ends]
+    close = [abs(np.asarray(view) - end).max((1, 2, 3)) < 1e-5 for end in ends]
     assert np.all(np.any(close, 0)), 'each is one of the ends'
     assert np.all(np.any(close, 1)), 'each end is reached'
   view = augment.rand_augment(keys, x, ops=1, magnitude=0, names=(name,))
@@ -406,9 +487,10 @@ def test_the_ranges_of_fixmatch():
     'translate_y': (-0.3, 0.3),
   }
   strength, sign = np.float32(list(itertools.product((0, 1 - 1e-4), (0, 1)))).T
+  argument = jax.jit(functools.partial(policies._argument, policies._FIXMATCH))
   for name, expected in low_high.items():
-    op = jnp.full(4, OPS.index(name))
-    found = policies._argument(policies._FIXMATCH, op, strength, sign)
+    op = np.full(4, OPS.index(name))
+    found = np.asarray(argument(op, strength, sign))
     np.testing.assert_allclose(
       (found.min(), found.max()),
       expected,
@@ -420,10 +502,10 @@ def test_the_ranges_of_fixmatch():
 def test_operations_are_drawn_evenly_and_independently():
   x = np.full((2000, 1, 1, 1), 0.25, np.float32)
   names = ('identity', 'invert', 'identity', 'solarize')
-  view = augment.rand_augment(KEYS, x, ops=1, names=names).ravel()
+  view = np.ravel(augment.rand_augment(KEYS, x, ops=1, names=names))
   assert abs((view == 0.75).mean() - 0.5) < 0.045
   # Inverted once and not twice: two draws that agree would always cancel.
-  view = augment.rand_augment(KEYS, x, names=names).ravel()
+  view = np.ravel(augment.rand_augment(KEYS, x, names=names))
   assert abs((view == 0.75).mean() - 0.5) < 0.045
 
 
@@ -445,9 +527,9 @@ def test_magnitudes_are_ninths():
   x = images()
   policy = ((('solarize', 1.0, 3), ('posterize', 1.0, 7)),)
   view = augment.auto_augment(KEYS[:16], x, policy=policy)
-  ops = [jnp.full(16, OPS.index(name)) for name in ('solarize', 'posterize')]
-  expected = distort(x, ops[0], jnp.full(16, 256 * 2 / 3))
-  expected = distort(expected, ops[1], jnp.full(16, 5.0))
+  ops = [np.full(16, OPS.index(name)) for name in ('solarize', 'posterize')]
+  expected = distort(x, ops[0], np.full(16, 256 * 2 / 3, np.float32))
+  expected = distort(expected, ops[1], np.full(16, 5, np.float32))
   np.testing.assert_allclose(view, expected, atol=1e-6)
 
 
@@ -462,11 +544,7 @@ def test_the_published_policy():
 
 
 def test_fixmatch_cuts_a_hole_last():
-  x = np.full((2000, 40, 40, 1), 0.25, np.float32)
-  view = np.asarray(
-    augment.fixmatch_augment(KEYS, x, ops=0, sizes=(3, 5), cutout_fill=1.0)
-  )
-  areas = set((view == 1).sum((1, 2, 3)).tolist())
+  areas = set((drawn()['fixmatch'] == 1).sum((1, 2, 3)).tolist())
   assert {9, 16, 25} <= areas, 'all three sizes'
   assert max(areas) == 25
   assert min(areas) >= 2, 'never less than a quarter'
@@ -475,9 +553,9 @@ def test_fixmatch_cuts_a_hole_last():
 
 
 def test_fixmatch_leaves_half_of_the_images_to_each_operation_alone():
-  x = np.broadcast_to(images(1, 20, 20), (1000, 20, 20, 3))
+  x = np.broadcast_to(images(1, 20, 20), (500, 20, 20, 3))
   f = functools.partial(augment.fixmatch_augment, ops=1, sizes=(0, 0))
-  view = jax.jit(f)(KEYS[:1000], x)
+  view = np.asarray(jax.jit(f)(KEYS[:500], x))
   same = np.isclose(view, x, atol=1e-6).all((1, 2, 3)).mean()
   # 1 - 0.5 * 13 / 14 = 0.536 from the rate, and a little more from rotations,
   # shears and translations by less than a pixel.
@@ -488,20 +566,24 @@ def test_fixmatch_leaves_half_of_the_images_to_each_operation_alone():
 
 
 def test_composed_functions_have_streams_of_their_own():
-  x = images(2000, 1, 3, 1)
-  twice = np.asarray(augment.compose(augment.flip, augment.flip)(KEYS, x))
-  kept = (twice == x).all((1, 2, 3)).mean()
+  kept = (drawn()['twice'] == ROWS).all((1, 2, 3)).mean()
   assert abs(kept - 0.5) < 0.045, 'the same stream would always flip back'
-  keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1)
-  second = augment.compose(lambda keys, x: x, augment.flip)(KEYS, x)
-  np.testing.assert_array_equal(second, augment.flip(keys, x))
+  np.testing.assert_array_equal(drawn()['second'], drawn()['folded'])
+
+
+weak = functools.partial(augment.gaussian_noise, scale=0.1)
+
+
+def assert_all_differ(views):
+  views = [np.asarray(view) for view in views]
+  for first, second in itertools.combinations(views, 2):
+    assert (first != second).any((1, 2, 3)).mean() > 0.5
 
 
 def test_views():
   x, x_u = images(16), images(16, seed=1)
   batch = {'x': x, 'x_u': x_u, 'labels': np.arange(16)}
   keys = KEYS[:16]
-  weak = augment.compose(augment.pad_crop, augment.flip)
   only_weak = augment.views(weak)(keys, batch)
   assert set(only_weak) == {'x', 'x_u', 'labels'}
   assert only_weak['x_u'] is x_u
@@ -513,26 +595,21 @@ def test_views():
   # The same function and the same examples, and yet four different views.
   batch['x_u'] = x
   same = augment.views(weak, weak, names=('x', 'x_u'))(keys, batch)
-  different = [
-    np.asarray(same[name]) for name in sorted(set(both) - {'labels'})
-  ]
-  for first, second in itertools.combinations(different, 2):
-    assert (first != second).any((1, 2, 3)).mean() > 0.5
+  assert_all_differ(same[name] for name in sorted(set(both) - {'labels'}))
 
 
 def test_views_may_be_many():
   x, keys = images(16), KEYS[:16]
-  weak = augment.compose(augment.pad_crop, augment.flip)
   views = augment.views(weak, weak, weak)(keys, {'x': x})
   assert set(views) == {'x', 'x_strong', 'x_strong_2'}
   two = augment.views(weak, weak)(keys, {'x': x})
   np.testing.assert_array_equal(views['x_strong'], two['x_strong'])
-  for first, second in itertools.combinations(views.values(), 2):
-    assert (first != second).any((1, 2, 3)).mean() > 0.5
+  assert_all_differ(views.values())
 
 
+@pytest.mark.slow
 def test_fit_trains_on_both_views():
-  model = from_linen(StridedCNN(3, (4,), hidden=8), (8, 8, 1))
+  model = from_linen(MLP(3, ()), (8, 8, 1))
 
   def loss_fn(params, state, batch, key):
     keys = model_keys(key, batch)
@@ -549,7 +626,15 @@ def test_fit_trains_on_both_views():
   method = from_loss(loss_fn, model, optax.sgd(0.1))
   data = {'x': images(32, c=1), 'labels': np.arange(32, dtype=np.int32) % 3}
   both = augment.views(augment.flip, AUGMENTATIONS['images'])
-  fitted = fit(method, data, KEY, epochs=1, batch_size=16, augment=both)
+  fitted = fit(
+    method,
+    data,
+    KEY,
+    epochs=1,
+    batch_size=16,
+    augment=both,
+    devices=jax.devices()[:1],
+  )
   assert fitted.state.step == 2
   assert np.isfinite(fitted.history['loss']).all()
   assert (fitted.history['distance'] > 0.05).all()
@@ -600,7 +685,7 @@ def test_errors_name_the_argument(name, arguments, message):
 
 
 def test_more_errors_that_name_the_argument():
-  x, op, argument = images(2), jnp.zeros(2, int), jnp.zeros(2)
+  x, op, argument = images(2), np.zeros(2, int), np.zeros(2, np.float32)
   with pytest.raises(ValueError, match='c of 1 or 3'):
     distort(images(2, c=2), op, argument)
   with pytest.raises(ValueError, match='op must be'):
@@ -612,14 +697,5 @@ def test_more_errors_that_name_the_argument():
   with pytest.raises(ValueError, match="names: 'x_u' is not in"):
     augment.views(augment.flip, names=('x_u',))(KEYS[:2], {'x': x})
   # Padding larger than the image is fine where nothing is mirrored.
-  augment.pad_crop(KEYS[:2], x, padding=9, mode='constant')
-
-
-def test_hyperparameters_may_be_traced():
-  @jax.jit
-  def f(rate, magnitude, size):
-    x = augment.flip(KEYS[:2], images(2), rate=rate)
-    x = augment.rand_augment(KEYS[:2], x, ops=1, magnitude=magnitude)
-    return augment.cutout(KEYS[:2], x, size=size)
-
-  assert np.isfinite(f(0.5, 3.0, 2)).all()
+  pad = functools.partial(augment.pad_crop, padding=9, mode='constant')
+  jax.eval_shape(pad, KEYS[:2], x)

@@ -1,6 +1,9 @@
 """The embedded data, and the order in which batches come."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,13 +43,23 @@ def test_an_unknown_name_is_answered_with_close_ones():
     load('digit')
 
 
-@pytest.mark.parametrize(('n', 'b'), [(62, 16), (1201, 100), (5, 2)])
+ORDERED = [(62, 16), (1201, 100), (5, 2)]
+
+
+@functools.cache
+def orders():
+  """Two orders of n examples, for each n and batch size."""
+  keys = jax.random.key(0), jax.random.key(1)
+  draw = lambda n, b: [epoch_order(key, n, data_shards(n, b)) for key in keys]
+  drawn = jax.device_get(jax.jit(lambda: [draw(*size) for size in ORDERED])())
+  return dict(zip(ORDERED, drawn, strict=True))
+
+
+@pytest.mark.parametrize(('n', 'b'), ORDERED)
 def test_orders_are_permutations_within_shards(n, b):
-  shards = data_shards(n, b)
-  m = -(-n // shards)
-  first, other = (
-    np.asarray(epoch_order(jax.random.key(k), n, shards)) for k in (0, 1)
-  )
+  first, other = orders()[n, b]
+  shards, m = first.shape
+  assert (shards, m) == (data_shards(n, b), -(-n // shards))
   for order in (first, other):
     for s, row in enumerate(order):
       real = row[row != PAD]
@@ -59,28 +72,34 @@ def test_orders_are_permutations_within_shards(n, b):
 @pytest.mark.parametrize(('n', 'b'), [(62, 16), (1201, 100), (5, 4)])
 def test_batches_in_index_order_cover_everything_once(n, b):
   shards = data_shards(n, b)
-  values = np.arange(n) + 1.0
   order = index_order(n, shards, b)
-  seen, weights = [], []
-  for i in range(order.size // b):
-    batch = take_batch({'x': pack_rows(values, shards)}, order, i, b)
-    assert batch['x'].shape == (b,)
-    real = np.asarray(batch['weight']) > 0
-    np.testing.assert_array_equal(batch['x'][~real], 0)
-    np.testing.assert_array_equal(batch['index'][~real], PAD)
-    np.testing.assert_array_equal(batch['x'][real], batch['index'][real] + 1)
-    seen += batch['index'][real].tolist()
-    weights += batch['weight'].tolist()
-  assert sorted(seen) == list(range(n))
-  assert sum(weights) == n
+
+  @jax.jit
+  def batches(values):
+    tables = {'x': pack_rows(values, shards)}
+    take = lambda i: take_batch(tables, order, i, b)
+    return jax.vmap(take)(jnp.arange(order.size // b))
+
+  taken = jax.device_get(batches(np.arange(n, dtype=np.float32) + 1))
+  assert taken['x'].shape == (order.size // b, b)
+  real = taken['weight'] > 0
+  np.testing.assert_array_equal(taken['x'][~real], 0)
+  np.testing.assert_array_equal(taken['index'][~real], PAD)
+  np.testing.assert_array_equal(taken['x'][real], taken['index'][real] + 1)
+  assert sorted(taken['index'][real]) == list(range(n))
+  assert taken['weight'].sum() == n
 
 
 def test_a_batch_brings_the_weights_of_the_data():
-  tables = {'weight': pack_rows(np.array([0.0, 2.0, 3.0, 4.0]), 2)}
-  batch = take_batch(tables, epoch_order(KEY, 4, 2), 0, 2)
-  np.testing.assert_array_equal(
-    batch['weight'], np.array([0, 2, 3, 4])[batch['index']]
-  )
+  weight = np.array([0.0, 2.0, 3.0, 4.0], np.float32)
+
+  @jax.jit
+  def first(weight):
+    tables = {'weight': pack_rows(weight, 2)}
+    return take_batch(tables, epoch_order(KEY, 4, 2), 0, 2)
+
+  batch = jax.device_get(first(weight))
+  np.testing.assert_array_equal(batch['weight'], weight[batch['index']])
 
 
 def test_texts_are_sent_to_their_ids():

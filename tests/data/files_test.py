@@ -290,6 +290,7 @@ def test_tfds_prepares_published_files_and_reads_them(published, tmp_path):
     np.testing.assert_array_equal(part.labels, LABELS[rows])
 
 
+@pytest.mark.slow
 def test_reading_tfds_needs_no_tensorflow(published, tmp_path):
   tfds.prepare('fashion_mnist', downloads=published, root=tmp_path / 'tfds')
   code = (

@@ -4,14 +4,15 @@ import subprocess
 import sys
 
 import chex
-from fixture_methods import co_divide, cross_entropy
+from fixture_methods import co_divide, cross_entropy, linear
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import processes
 import pytest
 
-from jnl.base import PAD, data_shards
+from jnl.base import PAD, Refit, data_shards, unpack_rows
 from jnl.data import epoch_order, index_order
 from jnl.data._stream import streaming
 from jnl.nets import MLP, from_linen
@@ -43,8 +44,18 @@ def mapped(tmp_path):
   return {**DATA, 'x': np.memmap(path, np.float32, 'r', shape=X.shape)}
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_batches_come_in_order_from_anywhere(workers, tmp_path):
+FROM_ANYWHERE = ((1, 2), (2, 0), (0, 0), (0, 1), (-1, 0), (0, 2))
+
+
+@pytest.mark.parametrize(
+  ('workers', 'places'),
+  [
+    (0, FROM_ANYWHERE),
+    (1, ((0, 1), (1, 0))),  # going on: the worker starts once
+    pytest.param(2, FROM_ANYWHERE, marks=pytest.mark.slow),
+  ],
+)
+def test_batches_come_in_order_from_anywhere(workers, places, tmp_path):
   with streaming(
     mapped(tmp_path),
     order,
@@ -55,7 +66,7 @@ def test_batches_come_in_order_from_anywhere(workers, tmp_path):
     workers=workers,
   ) as stream:
     steps = N // BATCH
-    for epoch, first in [(1, 2), (2, 0), (0, 0), (0, 1), (-1, 0), (0, 2)]:
+    for epoch, first in places:
       batches = stream(epoch, first)
       count = -(-N // BATCH) if epoch < 0 else steps - first
       if (epoch, first) == (0, 0):
@@ -64,9 +75,32 @@ def test_batches_come_in_order_from_anywhere(workers, tmp_path):
         np.testing.assert_array_equal(next(batches)['x'], expected(epoch, i))
 
 
-@pytest.mark.parametrize('devices', [1, 8])
-def test_a_streamed_run_is_the_run(devices, tmp_path):
-  method = co_divide(from_linen(MLP(2, (16,)), (2,)), optax.sgd(0.1), N, SHARDS)
+def refitted():
+  """A linear model, moved between epochs by the rows of all examples."""
+
+  def update(state, table, key):
+    rows = jnp.arange(N) @ unpack_rows(table, N)
+    return state._replace(params=state.params + 1e-3 * jnp.tanh(rows))
+
+  collect = lambda state, batch, key: batch['x'] @ state.params + 0.1
+  method = supervised(cross_entropy, linear(), optax.sgd(0.1))
+  return method._replace(refit=Refit(collect, update))
+
+
+def divided():
+  return co_divide(from_linen(MLP(2, (16,)), (2,)), optax.sgd(0.1), N, SHARDS)
+
+
+@pytest.mark.parametrize(
+  ('make', 'devices'),
+  [
+    (refitted, 8),
+    pytest.param(divided, 1, marks=pytest.mark.slow),
+    pytest.param(divided, 8, marks=pytest.mark.slow),
+  ],
+)
+def test_a_streamed_run_is_the_run(make, devices, tmp_path):
+  method = make()
   options = {'epochs': EPOCHS, 'batch_size': BATCH}
   options['devices'] = jax.devices()[:devices]
   on_device = fit(method, DATA, jax.random.key(0), **options)
@@ -98,6 +132,7 @@ fit(method, data, jax.random.key(0), epochs=1, batch_size=8, stream=1)
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
   (tmp_path / 'script.py').write_text(SCRIPT)
   done = subprocess.run(
@@ -111,8 +146,6 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
 
 
 def test_the_number_of_workers_is_checked():
-  method = supervised(
-    cross_entropy, from_linen(MLP(2, (4,)), (2,)), optax.sgd(0.1)
-  )
+  method = supervised(cross_entropy, linear(), optax.sgd(0.1))
   with pytest.raises(ValueError, match='stream must not be negative'):
     fit(method, DATA, jax.random.key(0), epochs=1, batch_size=16, stream=-1)
