@@ -43,6 +43,22 @@ SECTIONS = {
 # --- entries -----------------------------------------------------------------
 
 
+class Rooms(SphinxDirective):
+  """Modules, with the first lines of their docstrings."""
+
+  has_content = True
+
+  def run(self) -> list[nodes.Node]:
+    """A table of them."""
+    rows = ['.. list-table::', '   :class: index', '']
+    for module in self.content:
+      first = inspect.getdoc(importlib.import_module(module)).split('\n')[0]
+      rows += [f'   * - `{module}`', f'     - {closed(first)}']
+    text = [*rows, '', '.. toctree::', '   :hidden:', '']
+    text += [f'   {module.removeprefix("jnl.")}' for module in self.content]
+    return self.parse_text_to_nodes('\n'.join(text))
+
+
 class Room(SphinxDirective):
   """The docstring of a module, and an entry for each of its names."""
 
@@ -100,13 +116,17 @@ def rewrite(
     r'`arXiv \1 <https://arxiv.org/abs/\1>`__',
     with_sections(text),
   )
-  lines[:] = re.sub(r'`[^`]+`', _closed, text).split('\n')
+  lines[:] = closed(text).split('\n')
 
 
-def _closed(code: re.Match[str]) -> str:
-  """Backticks that a letter may follow, as in `Table`s."""
-  after = code.string[code.end() : code.end() + 1]
-  return code[0] + ('\\ ' if after.isalnum() else '')
+def closed(text: str) -> str:
+  """The text with backticks that a letter may follow, as in `Table`s."""
+
+  def with_end(code: re.Match[str]) -> str:
+    after = text[code.end() : code.end() + 1]
+    return code[0] + ('\\ ' if after.isalnum() else '')
+
+  return re.sub(r'`[^`]+`', with_end, text)
 
 
 def with_sections(text: str) -> str:
@@ -299,11 +319,19 @@ class Papers(SphinxDirective):
 # --- equations ---------------------------------------------------------------
 
 
+def as_docutils_reads(tex: str) -> str:
+  """TeX in the words that docutils knows."""
+  tex = re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', tex)
+  # An index of a letter with an accent would stand below it.
+  tex = re.sub(r'\\(bar|hat|tilde) (\w)_', r'{\\\1 \2{}}_', tex)
+  tex = re.sub(r'\\(log|exp|det) (?=[a-zA-Z\\])', r'\\\1\, ', tex)
+  return tex.replace(r'\dots', r'\ldots').replace(r'\textstyle', '')
+
+
 def mathml(self: Any, node: nodes.Element) -> None:
   """Equations as MathML: nothing to load, and browsers draw it."""
   block = isinstance(node, nodes.math_block)
-  tex = re.sub(r'\\([bB]igg?)(?![a-zA-Z])', r'\\\1l', node.astext())
-  tex = tex.replace(r'\dots', r'\ldots').replace(r'\textstyle', '')
+  tex = as_docutils_reads(node.astext())
   try:
     text = tex2mathml(tex, as_block=block)
   except MathError as error:
@@ -332,5 +360,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
   app.add_role('call', Name())
   app.add_directive('papers', Papers)
   app.add_directive('room', Room)
+  app.add_directive('rooms', Rooms)
   app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
   return {'parallel_read_safe': True}
