@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jnl.base import (
@@ -35,6 +36,24 @@ def linear():
     lambda key: (jnp.zeros((2, 3)), {}),
     lambda params, stats, x, keys, train: (Outputs(x @ params, x), stats),
   )
+
+
+def smooth(dim, hidden, classes):
+  """A network of one hidden layer, the same for every key; quick to compile."""
+  rng = np.random.default_rng(0)
+  first = rng.normal(size=(dim, hidden)).astype(np.float32)
+  last = rng.normal(size=(hidden, classes)).astype(np.float32)
+
+  def init(key):
+    del key
+    return {'first': jnp.asarray(first), 'last': jnp.asarray(last)}, {}
+
+  def apply(params, stats, x, keys, train):
+    del keys, train
+    h = jnp.tanh(x @ params['first'])
+    return Outputs(h @ params['last'], h), stats
+
+  return Model(init, apply)
 
 
 def cross_entropy(logits, labels):
@@ -160,3 +179,28 @@ def reweight(model, tx):
     return state, {'loss': loss, 'meta_loss': meta}
 
   return plain._replace(step=step)
+
+
+def train(method, arrays, *, epochs, batch_size):
+  """A state after some epochs, in one program and without a trainer."""
+  n, rng = len(arrays['x']), np.random.default_rng(0)
+  steps = n // batch_size
+  orders = [rng.permutation(n)[: steps * batch_size] for _ in range(epochs)]
+  order = np.stack(orders).reshape(-1, batch_size)
+
+  def step(state, index):
+    batch = {k: jnp.asarray(a)[index] for k, a in arrays.items()}
+    batch |= {'index': index, 'weight': jnp.ones(batch_size)}
+    key = jax.random.fold_in(jax.random.key(1), state.step)
+    return method.step(state, batch, key)
+
+  @jax.jit
+  def run(key, order):
+    return jax.lax.scan(step, method.init(key), order)[0]
+
+  return run(jax.random.key(0), order)
+
+
+def accuracy(method, state, x, labels):
+  logits = jax.jit(method.predict)(state, x).logits
+  return np.mean(np.argmax(logits, axis=1) == labels)

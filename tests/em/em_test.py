@@ -227,16 +227,26 @@ def test_mixed_rows_are_those_of_their_kind():
 
 
 def test_published_likelihood_normalizes_a_matrix_whose_columns_sum_to_one():
-  @jax.jit
-  def found(z, w):
-    u = em.column_transition(w, scale=2.0)
-    return u, em.noisy_log_likelihood(z, LABELS, u)
-
-  u, value = found(LOGITS, TRANSITION - np.float32(0.3))
+  u = jax.jit(lambda w: em.column_transition(w, scale=2.0))(
+    TRANSITION - np.float32(0.3)
+  )
   assert np.abs(u.sum(1) - 1).max() > 1e-2
   n = probs(LOGITS) @ np.asarray(u, np.float64)
   expected = np.log(n[np.arange(B), LABELS] / n.sum(1))
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  found = em.noisy_log_likelihood(
+    LOGITS, LABELS, u
+  )  # a transition that is read
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_is_right_is_no_error_outside_jit():
+  """Where values are looked at."""
+  for kind, (q, value, _) in run(LOGITS).items():
+    for name, expected in (('posterior', q), ('log_likelihood', value)):
+      found = getattr(em, f'{kind}_{name}')(LOGITS, *ARGUMENTS[kind])
+      np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  some = em.align(LOGITS, np.array([0, 0.5, 0.5, 0], np.float32))
+  np.testing.assert_allclose(some.sum(1), 1, rtol=1e-6)
 
 
 EXTREME = np.array(

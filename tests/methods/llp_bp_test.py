@@ -1,5 +1,7 @@
 """Belief propagation on counts as a method, and the baselines beside it."""
 
+import functools
+
 from contract import (
   HIDDEN,
   Contract,
@@ -8,6 +10,7 @@ from contract import (
   network,
   optimizer,
 )
+from fixture_methods import smooth
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,6 @@ import pytest
 
 from jnl import losses, noise
 from jnl.methods import dllp, easy_llp, pseudo_labels, refine, similarity_graph
-from jnl.nets import MLP, from_linen
 from jnl.steps import bag_logits
 
 KEY = jax.random.key(0)
@@ -166,106 +168,107 @@ def batch_of(clusters, k=4):
   x, labels, bags, counts = clusters
   bags = noise.Bags(bags.index[-k:], bags.mask[-k:])  # the last one is short
   return {
-    'x': jnp.asarray(noise.rows_of_bags(x, bags)),
-    'mask': jnp.asarray(bags.mask),
-    'counts': jnp.asarray(counts[-k:]),
-    'instance_labels': jnp.asarray(noise.rows_of_bags(labels, bags)),
-    'index': jnp.arange(k),
-    'weight': jnp.array([1.0, 2.0, 0.0, 0.5]),
+    'x': np.array(noise.rows_of_bags(x, bags)),
+    'mask': np.array(bags.mask),
+    'counts': np.array(counts[-k:]),
+    'instance_labels': np.array(noise.rows_of_bags(labels, bags)),
+    'index': np.arange(k),
+    'weight': np.float32([1, 2, 0, 0.5]),
   }
 
 
+MODEL, HEAD, TX = smooth(2, 5, 2), smooth(5, 3, 2), optax.sgd(0.1)
+METHODS = {
+  'refine': lambda: refine(MODEL, HEAD, TX, bag_weight=0.3),
+  'dllp': lambda: dllp(MODEL, TX, loss=losses.dllp_squared),
+  'easy_llp': lambda: easy_llp(MODEL, TX, prior=0.3),
+}
+
+
+@functools.cache
+def compiled(name):
+  """A state to start from, and a step that is compiled once for all tests."""
+  method = METHODS[name]()
+  return jax.jit(method.init)(KEY), jax.jit(method.step)
+
+
 def test_both_heads_of_the_embedding_learn(clusters):
-  model = from_linen(MLP(2, (5,)), (2,))
-  head = from_linen(MLP(2, (3,)), (5,))
-  method = refine(model, head, optax.sgd(0.1), bag_weight=0.3)
-  state, batch = method.init(KEY), batch_of(clusters)
-  _, metrics = method.step(state, batch, KEY)
-  # By hand, bag after bag.
-  instances, bags = [], []
-  for b in range(4):
-    there = np.asarray(batch['mask'][b])
-    outputs = method.predict(state, batch['x'][b][there])
-    instances.append(
-      losses.ce(outputs.logits, batch['instance_labels'][b][there])
-    )
-    pooled = outputs.features.mean(0, keepdims=True)
-    logits, _ = head.apply(state.params[1], {}, pooled, None, False)
-    share = batch['counts'][b] / there.sum()
-    target = jnp.stack([1 - share, share])[None]
-    bags.append(losses.ce(logits.logits, target)[0])
-  weight = np.asarray(batch['weight'])
-  total = sum(w * v.sum() for w, v in zip(weight, instances, strict=True))
-  count = sum(w * len(v) for w, v in zip(weight, instances, strict=True))
-  np.testing.assert_allclose(metrics['instances'], total / count, rtol=1e-5)
-  of_bags = np.dot(weight, np.stack(bags)) / weight.sum()
+  (state, step), batch = compiled('refine'), batch_of(clusters)
+  _, metrics = step(state, batch, KEY)
+
+  @jax.jit
+  def by_hand(state):
+    """Sums over the instances of a bag, and its loss: bag after bag."""
+    instances, bags = [], []
+    for b, there in enumerate(batch['mask']):
+      outputs = MODEL.apply(
+        state.params[0], {}, batch['x'][b][there], None, False
+      )[0]
+      labels = batch['instance_labels'][b][there]
+      instances.append(losses.ce(outputs.logits, labels).sum())
+      pooled = outputs.features.mean(0, keepdims=True)
+      logits = HEAD.apply(state.params[1], {}, pooled, None, False)[0].logits
+      share = batch['counts'][b] / there.sum()
+      bags.append(losses.ce(logits, np.float32([[1 - share, share]]))[0])
+    return instances, bags
+
+  instances, bags = by_hand(state)
+  weight, sizes = batch['weight'], batch['mask'].sum(1)
+  expected = np.dot(weight, instances) / np.dot(weight, sizes)
+  np.testing.assert_allclose(metrics['instances'], expected, rtol=1e-5)
+  of_bags = np.dot(weight, bags) / weight.sum()
   np.testing.assert_allclose(metrics['bags'], of_bags, rtol=1e-5)
   loss = metrics['instances'] + 0.3 * metrics['bags']
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
 
 
 def test_padding_does_not_matter(clusters):
-  model = from_linen(MLP(2, (5,)), (2,))
-  method = refine(model, from_linen(MLP(2, (3,)), (5,)), optax.sgd(0.1))
-  state, batch = method.init(KEY), batch_of(clusters)
-  other = jnp.where(batch['mask'][..., None], batch['x'], 77.0)
-  labels = jnp.where(batch['mask'], batch['instance_labels'], -5)
-  step = jax.jit(method.step)
-  one = step(state, batch, KEY)
-  two = step(state, {**batch, 'x': other, 'instance_labels': labels}, KEY)
+  (state, step), batch = compiled('refine'), batch_of(clusters)
+  other = batch_of(clusters)
+  assert not batch['mask'].all()
+  other['x'][~batch['mask']] = 77
+  other['instance_labels'][~batch['mask']] = -5
+  one, two = step(state, batch, KEY), step(state, other, KEY)
   jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-@pytest.mark.parametrize('name', ['refine', 'dllp', 'easy_llp'])
+@pytest.mark.parametrize('name', METHODS)
 def test_bags_of_weight_0_leave_no_trace(clusters, name):
   """Whatever they hold, and however they are padded."""
-  model, tx = from_linen(MLP(2, (5,)), (2,)), optax.sgd(0.1)
-  method = {
-    'refine': lambda: refine(model, from_linen(MLP(2, (3,)), (5,)), tx),
-    'dllp': lambda: dllp(model, tx),
-    'easy_llp': lambda: easy_llp(model, tx, prior=0.3),
-  }[name]()
-  state, batch = method.init(KEY), batch_of(clusters)  # the third has weight 0
-  step = jax.jit(method.step)
-  expected = step(state, batch, KEY)
+  (state, step), batch = compiled(name), batch_of(clusters)
+  expected = step(state, batch, KEY)  # the third has weight 0
   assert np.isfinite(expected[1]['loss'])
   for count, label, fill in (-1, -1, np.nan), (99, 255, np.inf), (0, 7, 1e30):
-    garbage = {
-      'x': batch['x'].at[2].set(fill),
-      'counts': batch['counts'].at[2].set(count),
-      'instance_labels': batch['instance_labels'].at[2].set(label),
-      'mask': batch['mask'].at[2].set(count >= 0),
-    }
-    found = step(state, {**batch, **garbage}, KEY)
+    garbage = batch_of(clusters)
+    garbage['x'][2], garbage['counts'][2] = fill, count
+    garbage['instance_labels'][2], garbage['mask'][2] = label, count >= 0
+    found = step(state, garbage, KEY)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize('name', ['dllp', 'easy_llp'])
 def test_baselines_are_their_losses_on_proportions(clusters, name):
-  model = from_linen(MLP(2, (5,)), (2,))
-  batch = batch_of(clusters)
+  (state, step), batch = compiled(name), batch_of(clusters)
   share = batch['counts'] / batch['mask'].sum(1)
-  both = jnp.stack([1 - share, share], axis=1)
-  if name == 'dllp':
-    method = dllp(model, optax.sgd(0.1), loss=losses.dllp_squared)
-    loss = lambda z: losses.dllp_squared(z, both, batch['mask'])
-  else:
-    method = easy_llp(model, optax.sgd(0.1), prior=0.3)
-    prior = jnp.array([0.7, 0.3])
-    loss = lambda z: losses.easy_llp(z, both, prior, batch['mask'])
-  state = method.init(KEY)
-  _, metrics = method.step(state, batch, KEY)
-  values = loss(bag_logits(method.predict, state, batch['x']))
-  expected = np.dot(batch['weight'], values) / batch['weight'].sum()
+  both = np.stack([1 - share, share], axis=1).astype(np.float32)
+
+  @jax.jit
+  def values(state):
+    logits = bag_logits(METHODS[name]().predict, state, batch['x'])
+    if name == 'dllp':
+      return losses.dllp_squared(logits, both, batch['mask'])
+    return losses.easy_llp(logits, both, np.float32([0.7, 0.3]), batch['mask'])
+
+  _, metrics = step(state, batch, KEY)
+  expected = np.dot(batch['weight'], values(state)) / batch['weight'].sum()
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
 def test_hyperparameters_are_checked():
-  model = from_linen(MLP(2, (5,)), (2,))
   with pytest.raises(ValueError, match='prior'):
-    easy_llp(model, optax.sgd(0.1), prior=1.5)
+    easy_llp(MODEL, TX, prior=1.5)
   with pytest.raises(ValueError, match='bag_weight'):
-    refine(model, model, optax.sgd(0.1), bag_weight=-1.0)
+    refine(MODEL, MODEL, TX, bag_weight=-1.0)
 
 
 class TestContract(Contract):

@@ -1,5 +1,8 @@
 """The meta methods: their gradients against reverse mode, and bad input."""
 
+import functools
+
+from fixture_methods import smooth
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import optax
 import pytest
 
 from jnl import losses, meta, noise
-from jnl.base import Model, Outputs, data_shards, unpack_rows
+from jnl.base import data_shards, unpack_rows
 from jnl.data import PerRun, load
 from jnl.methods import _meta as shared
 from jnl.methods import l2rw, mlc, mslc, mwn, storm
@@ -23,21 +26,7 @@ MOMENTUM = optax.sgd(0.5, momentum=0.9)
 
 
 def tiny():
-  """A smooth network without randomness."""
-
-  def init(key):
-    first, last = jax.random.split(key)
-    return {
-      'first': jax.random.normal(first, (DIM, HIDDEN)),
-      'last': jax.random.normal(last, (HIDDEN, CLASSES)),
-    }, {}
-
-  def apply(params, stats, x, keys, train):
-    del keys, train
-    h = jnp.tanh(x @ params['first'])
-    return Outputs(h @ params['last'], h), stats
-
-  return Model(init, apply)
+  return smooth(DIM, HIDDEN, CLASSES)
 
 
 def a_batch(seed=0, **changes):
@@ -70,29 +59,57 @@ def a_storm(tx=SGD, **options):
   )
 
 
-METHODS = {
-  'l2rw': lambda: l2rw(tiny(), MOMENTUM, num_examples=N),
-  'mwn': lambda: mwn(tiny(), MOMENTUM, SGD, num_examples=N, weigher_tx=ONE),
-  'storm': a_storm,
-  'mlc': lambda: mlc(
+def small_corrector():
+  return meta.corrector(HIDDEN, CLASSES, embedding=3, hidden=(4,))
+
+
+def an_mlc(tx, **options):
+  return mlc(
     tiny(),
-    MOMENTUM,
+    tx,
     num_examples=N,
     num_features=HIDDEN,
     num_classes=CLASSES,
-    corrector=meta.corrector(HIDDEN, CLASSES, embedding=3, hidden=(4,)),
+    corrector=small_corrector(),
     corrector_tx=ONE,
-  ),
-  'mslc': lambda: mslc(
-    tiny(), MOMENTUM, SGD, num_examples=N, num_classes=CLASSES, weigher_tx=ONE
-  ),
+    **options,
+  )
+
+
+def an_mslc(tx, **options):
+  return mslc(
+    tiny(),
+    tx,
+    SGD,
+    num_examples=N,
+    num_classes=CLASSES,
+    weigher_tx=ONE,
+    **options,
+  )
+
+
+METHODS = {
+  'l2rw': lambda: l2rw(tiny(), MOMENTUM, num_examples=N),
+  'mwn': lambda: mwn(tiny(), MOMENTUM, SGD, num_examples=N, weigher_tx=ONE),
+  'storm': lambda: a_storm(window=2),
+  'mlc': lambda: an_mlc(MOMENTUM),
+  'mslc': lambda: an_mslc(MOMENTUM, warmup=1),
 }
+every = pytest.mark.parametrize('name', METHODS)
 
 
-@pytest.fixture(params=METHODS, scope='module')
-def method(request):
-  made = METHODS[request.param]()
-  return made._replace(init=jax.jit(made.init), step=jax.jit(made.step))
+@functools.cache
+def compiled(name):
+  """The method, its step compiled once for all tests, and a state.
+
+  As after two steps: an epoch of STORM, more than the warm-up of MSLC.
+  """
+  method = METHODS[name]()
+  state = jax.jit(method.init)(KEY)._replace(step=np.int32(2))
+  return method._replace(step=jax.jit(method.step)), state
+
+
+rows_of = jax.jit(unpack_rows, static_argnums=1)
 
 
 def assert_gradient(found, expected):
@@ -110,7 +127,7 @@ def assert_equal_trees(a, b):
 
 
 def difference(old, new):
-  return jax.tree.map(jnp.subtract, old, new)
+  return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), old, new)
 
 
 def per_example(params, batch, stream=''):
@@ -131,56 +148,58 @@ def descend(loss, params, rate=0.5):
 
 
 def test_l2rw_takes_the_inner_products_for_weights():
-  method, batch = l2rw(tiny(), SGD, num_examples=N), a_batch()
-  state = method.init(KEY)
-  new, metrics = jax.jit(method.step)(state, batch, KEY)
-  rows = jax.jit(jax.jacrev(per_example))(state.params, batch)
-  clean = jax.grad(mean_loss)(state.params, batch, '_meta')
-  products = sum(
-    np.einsum('bij,ij->b', rows[k], clean[k]) for k in ('first', 'last')
-  )
-  expected = np.maximum(products, 0) * batch['weight']
-  expected /= expected.sum()
-  found = unpack_rows(new.extra.weights, N)[batch['index']]
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-  loss = lambda p: expected @ per_example(p, batch)
-  assert_gradient(new.params, descend(loss, state.params))
-  np.testing.assert_allclose(metrics['loss'], loss(state.params), rtol=1e-5)
+  (method, state), batch = compiled('l2rw'), a_batch()
+  new, metrics = method.step(state, batch, KEY)
+
+  @jax.jit
+  def expected(params):
+    """Weights, and what a step with them does."""
+    rows = jax.jacrev(per_example)(params, batch)
+    clean = jax.grad(mean_loss)(params, batch, '_meta')
+    products = sum(
+      jnp.einsum('bij,ij->b', rows[k], clean[k]) for k in ('first', 'last')
+    )
+    weights = jnp.maximum(products, 0) * batch['weight']
+    weights /= weights.sum()
+    loss = lambda p: weights @ per_example(p, batch)
+    return weights, descend(loss, params), loss(params)
+
+  weights, moved, loss = jax.device_get(expected(state.params))
+  found = rows_of(new.extra.weights, N)[batch['index']]
+  np.testing.assert_allclose(found, weights, rtol=1e-4, atol=1e-6)
+  assert_gradient(new.params, moved)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
   np.testing.assert_allclose(
-    metrics['kept'], np.mean(expected[[0, *range(2, 6)]] > 0)
+    metrics['kept'], np.mean(weights[[0, *range(2, 6)]] > 0)
   )
+  assert 0 < metrics['kept'] < 1
   assert metrics['skipped'] == 0
 
 
 def test_l2rw_skips_a_step_that_nobody_agrees_with():
-  method = l2rw(tiny(), MOMENTUM, num_examples=N)
-  step = jax.jit(method.step)
-  batch = a_batch()
-  state, _ = step(method.init(KEY), batch, KEY)  # so that momentum is there
-  worst = np.argmin(
-    tiny().apply(state.params, {}, batch['x'], None, True)[0].logits, axis=1
-  )
+  (method, state), batch = compiled('l2rw'), a_batch()
+  state, _ = method.step(state, batch, KEY)  # so that momentum is there
+  worst = np.argmin(jax.jit(method.predict)(state, batch['x']).logits, axis=1)
   # What is clean is what the batch says, turned around: two classes left.
   x = np.repeat(batch['x'][:1], BATCH, axis=0)
   labels = np.full(BATCH, worst[0], np.int32)
   batch |= {'x': x, 'labels': labels, 'x_meta': x}
   batch['labels_meta'] = np.full(BATCH, (worst[0] + 1) % CLASSES, np.int32)
-  new, metrics = step(state, batch, KEY)
+  new, metrics = method.step(state, batch, KEY)
   assert metrics['skipped'] == 1
   assert metrics['kept'] == 0
   assert_equal_trees(new[1:4], state[1:4])
   assert new.step == state.step + 1
   nobody = a_batch(weight_meta=np.zeros(BATCH, np.float32))
-  new, metrics = step(state, nobody, KEY)
+  new, metrics = method.step(state, nobody, KEY)
   assert metrics['skipped'] == 1
   assert_equal_trees(new[1:4], state[1:4])
 
 
 def test_mwn_descends_the_clean_loss_after_a_virtual_step():
-  method, batch = METHODS['mwn'](), a_batch()
+  (method, state), batch = compiled('mwn'), a_batch()
   net = meta.weigher()
-  state = method.init(KEY)
-  new, metrics = jax.jit(method.step)(state, batch, KEY)
+  new, metrics = method.step(state, batch, KEY)
 
   def weighted(params, omega):
     values = per_example(params, batch)
@@ -188,30 +207,44 @@ def test_mwn_descends_the_clean_loss_after_a_virtual_step():
     v = meta.weigh(net, omega, {}, fixed, None)[0]
     return jnp.sum(batch['weight'] * v * values) / batch['weight'].sum()
 
-  def clean(omega):
-    moved = descend(lambda p: weighted(p, omega), state.params)
-    return mean_loss(moved, batch, '_meta')
+  @jax.jit
+  def expected(params, omega, new_omega):
+    def clean(omega):
+      moved = descend(lambda p: weighted(p, omega), params)
+      return mean_loss(moved, batch, '_meta')
 
-  value, expected = jax.jit(jax.value_and_grad(clean))(state.extra.weigher)
+    loss = lambda p: weighted(p, new_omega)
+    own = jax.value_and_grad(clean)(omega)
+    return *own, loss(params), descend(loss, params)
+
+  value, slope, loss, moved = expected(
+    state.params, state.extra.weigher, new.extra.weigher
+  )
   found = difference(state.extra.weigher, new.extra.weigher)
-  assert_gradient(found, expected)
+  assert_gradient(found, slope)
   np.testing.assert_allclose(metrics['meta_loss'], value, rtol=1e-5)
-  loss = lambda p: weighted(p, new.extra.weigher)
-  assert_gradient(new.params, descend(loss, state.params))
-  np.testing.assert_allclose(metrics['loss'], loss(state.params), rtol=1e-5)
+  assert_gradient(new.params, moved)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
 
 
-def storm_moves(state, batch, **options):
-  """How the rescaler moves, and the metrics."""
-  method = a_storm(**options)
-  new, metrics = jax.jit(method.step)(state, batch, KEY)
-  assert_equal_trees(new.step, state.step + 1)
-  return difference(state.extra.rescaler, new.extra.rescaler), metrics, new
+def test_the_memory_of_storm_starts_anew_in_every_epoch():
+  (method, state), counts = compiled('storm'), []
+  for seed in range(3):
+    state, _ = method.step(state, a_batch(seed), KEY)
+    counts.append(np.sum(state.extra.memory.filled))
+    assert np.sum(state.extra.memory_meta.filled) == counts[-1]
+  assert counts == [5, 10, 5]  # an epoch has 12 // 6 steps; one weighs nothing
 
 
-def test_both_terms_of_storm_are_the_derivative_of_its_meta_loss():
-  batch = a_batch()
-  state = a_storm().init(KEY)
+def rescaler_moves(old, new):
+  assert new.step == old.step + 1
+  return difference(old.extra.rescaler, new.extra.rescaler)
+
+
+@functools.cache
+def storm_by_definition():
+  """The meta loss, its slope by the rescaler, and what a step descends to."""
+  batch, state = a_batch(), compiled('storm')[1]
   net = meta.rescaler(CLASSES)
 
   def see(params, stream, xs):
@@ -234,8 +267,6 @@ def test_both_terms_of_storm_are_the_derivative_of_its_meta_loss():
     ]
     return [noisy(k, read.x) for k in keys]
 
-  seen, seen_meta = views(''), views('_meta')
-
   def weighted(params, omega, stream, xs):
     features = see(params, stream, xs)
     labels, weight = batch['labels' + stream], batch['weight' + stream]
@@ -245,26 +276,48 @@ def test_both_terms_of_storm_are_the_derivative_of_its_meta_loss():
     )
     return jnp.sum(jnp.where(weight > 0, w, 0) * values)
 
-  def meta_loss(omega):
-    moved = descend(lambda p: weighted(p, omega, '', seen), state.params)
-    return weighted(moved, omega, '_meta', seen_meta)
+  @jax.jit
+  def defined(params, omega):
+    seen, seen_meta = views(''), views('_meta')
 
-  value, expected = jax.jit(jax.value_and_grad(meta_loss))(state.extra.rescaler)
-  both, metrics, new = storm_moves(state, batch)
-  assert_gradient(both, expected)
+    def meta_loss(omega):
+      moved = descend(lambda p: weighted(p, omega, '', seen), params)
+      return weighted(moved, omega, '_meta', seen_meta), moved
+
+    (value, moved), slope = jax.value_and_grad(meta_loss, has_aux=True)(omega)
+    return value, slope, moved
+
+  return defined(state.params, state.extra.rescaler)
+
+
+def test_storm_descends_its_meta_loss_and_its_loss():
+  method, state = compiled('storm')
+  new, metrics = method.step(state, a_batch(), KEY)
+  value, slope, moved = storm_by_definition()
+  assert_gradient(rescaler_moves(state, new), slope)
   np.testing.assert_allclose(metrics['meta_loss'] * 5, value, rtol=1e-5)
-  loss = lambda p: weighted(p, state.extra.rescaler, '', seen)
-  moved = jax.jit(lambda p: descend(loss, p))(state.params)
   assert_gradient(new.params, moved)
-  inner, _, _ = storm_moves(state, batch, g_outer=False)
-  outer, _, _ = storm_moves(state, batch, g_meta=False)
-  assert_gradient(jax.tree.map(jnp.add, inner, outer), expected)
-  for term in (inner, outer):
-    assert max(np.abs(a).max() for a in jax.tree.leaves(term)) > 1e-3
   with pytest.raises(ValueError, match='g_meta or g_outer'):
     a_storm(g_meta=False, g_outer=False)
 
 
+@pytest.mark.slow
+def test_both_terms_of_storm_are_the_derivative_of_its_meta_loss():
+  state = compiled('storm')[1]
+  inner, outer = (
+    rescaler_moves(state, jax.jit(method.step)(state, a_batch(), KEY)[0])
+    for method in (
+      a_storm(window=2, g_outer=False),
+      a_storm(window=2, g_meta=False),
+    )
+  )
+  _, expected, _ = storm_by_definition()
+  assert_gradient(jax.tree.map(np.add, inner, outer), expected)
+  for term in (inner, outer):
+    assert max(np.abs(a).max() for a in jax.tree.leaves(term)) > 1e-3
+
+
+@pytest.mark.slow
 def test_inner_optimizers_of_storm():
   """The published one has nearly no g_meta; a stateful one goes on."""
   batch, size = a_batch(), {}
@@ -273,90 +326,83 @@ def test_inner_optimizers_of_storm():
     ('adam_first', meta.first_adam(0.05)),
     ('stateful', optax.adam(0.05)),
   ):
-    state = a_storm(tx).init(KEY)
-    inner, _, new = storm_moves(state, batch, tx=tx, g_outer=False)
+    method = a_storm(tx, g_outer=False)
+    state = jax.jit(method.init)(KEY)
+    new, _ = jax.jit(method.step)(state, batch, KEY)
+    inner = rescaler_moves(state, new)
     size[name] = max(np.abs(a).max() for a in jax.tree.leaves(inner))
     if name == 'stateful':
       assert new.opt[0].count == 1
   assert 0 < size['adam_first'] < 0.05 * size['sgd']
 
 
-def test_the_memory_of_storm_starts_anew_in_every_epoch():
-  method = a_storm(window=2)
-  step = jax.jit(method.step)
-  state, counts = method.init(KEY), []
-  for seed in range(3):
-    state, _ = step(state, a_batch(seed), KEY)
-    counts.append(int(state.extra.memory.filled.sum()))
-    assert state.extra.memory_meta.filled.sum() == counts[-1]
-  assert counts == [5, 10, 5]  # an epoch has 12 // 6 steps; one weighs nothing
+@jax.jit
+def mlc_by_definition(params, alpha, batch):
+  """The slope of the clean loss, the parameters after, and the discount."""
+  net = small_corrector()
 
+  def corrected(params, alpha):
+    outputs = tiny().apply(params, {}, batch['x'], None, True)[0]
+    h = jax.lax.stop_gradient(outputs.features)
+    z = net.apply(alpha, {}, (h, batch['labels']), None, True)[0].logits
+    values = losses.ce(outputs.logits, jax.nn.softmax(z))
+    return jnp.sum(batch['weight'] * values) / batch['weight'].sum()
 
-@pytest.mark.parametrize('steps', [1, 2])
-def test_mlc_descends_the_clean_loss_after_its_step(steps):
-  net = meta.corrector(HIDDEN, CLASSES, embedding=3, hidden=(4,))
-  method = mlc(
-    tiny(),
-    SGD,
-    num_examples=N,
-    num_features=HIDDEN,
-    num_classes=CLASSES,
-    gradient_steps=steps,
-    corrector=net,
-    corrector_tx=ONE,
+  def clean(alpha):
+    moved = descend(lambda p: corrected(p, alpha), params)
+    return mean_loss(moved, batch, '_meta'), moved
+
+  gradient, moved = jax.grad(clean, has_aux=True)(alpha)
+  before, after = (
+    jax.grad(mean_loss)(p, batch, '_meta') for p in (params, moved)
   )
-  step = jax.jit(method.step)
+  vdot = optax.tree.vdot
+  return gradient, moved, 0.5 * vdot(after, before) / vdot(before, before)
 
-  @jax.jit
-  def expected(state, batch):
-    def corrected(params, alpha):
-      outputs = tiny().apply(params, {}, batch['x'], None, True)[0]
-      h = jax.lax.stop_gradient(outputs.features)
-      z = net.apply(alpha, {}, (h, batch['labels']), None, True)[0].logits
-      values = losses.ce(outputs.logits, jax.nn.softmax(z))
-      return jnp.sum(batch['weight'] * values) / batch['weight'].sum()
 
-    def clean(alpha):
-      moved = descend(lambda p: corrected(p, alpha), state.params)
-      return mean_loss(moved, batch, '_meta'), moved
+def test_mlc_descends_the_clean_loss_after_its_step():
+  (method, old), batch = compiled('mlc'), a_batch()
+  gradient, moved, _ = mlc_by_definition(old.params, old.extra.corrector, batch)
+  new, _ = method.step(old, batch, KEY)
+  assert_gradient(new.params, moved)
+  found = difference(old.extra.corrector, new.extra.corrector)
+  assert_gradient(found, gradient)
+  assert not any(np.any(g) for g in jax.tree.leaves(new.extra.gradient))
 
-    gradient, moved = jax.grad(clean, has_aux=True)(state.extra.corrector)
-    before, after = (
-      jax.grad(mean_loss)(p, batch, '_meta') for p in (state.params, moved)
-    )
-    vdot = optax.tree.vdot
-    discount = 0.5 * vdot(after, before) / vdot(before, before)
-    return gradient, moved, discount
 
-  state, total = method.init(KEY), None
-  for i in range(steps):
-    batch = a_batch(i)
-    gradient, moved, discount = expected(state, batch)
-    new, metrics = step(state, batch, KEY)
-    assert_gradient(new.params, moved)
-    if total is not None:
-      np.testing.assert_allclose(metrics['discount'], discount, rtol=1e-4)
-      gradient = jax.tree.map(
-        lambda g, t, d=discount: g + d * t, gradient, total
-      )
-    total, state, old = gradient, new, state
-    if i + 1 < steps:
-      assert_equal_trees(new.extra.corrector, old.extra.corrector)
-      assert_gradient(new.extra.gradient, total)
-  found = difference(old.extra.corrector, state.extra.corrector)
+@pytest.mark.slow
+def test_mlc_discounts_what_earlier_steps_say():
+  method = an_mlc(SGD, gradient_steps=2)
+  step, start = jax.jit(method.step), jax.jit(method.init)(KEY)
+  first, second = a_batch(0), a_batch(1)
+  middle, _ = step(start, first, KEY)
+  last, metrics = step(middle, second, KEY)
+  (early, moved, _), (late, end, discount) = jax.device_get(
+    [
+      mlc_by_definition(state.params, state.extra.corrector, batch)
+      for state, batch in ((start, first), (middle, second))
+    ]
+  )
+  assert_gradient(middle.params, moved)
+  assert_gradient(last.params, end)
+  np.testing.assert_allclose(metrics['discount'], discount, rtol=1e-4)
+  assert_equal_trees(middle.extra.corrector, start.extra.corrector)
+  assert_gradient(middle.extra.gradient, early)
+  total = jax.tree.map(lambda g, t: g + discount * t, late, early)
+  found = difference(middle.extra.corrector, last.extra.corrector)
   assert_gradient(found, total)
-  assert all(not g.any() for g in jax.tree.leaves(state.extra.gradient))
+  assert not any(np.any(g) for g in jax.tree.leaves(last.extra.gradient))
 
 
 def test_mslc_descends_the_clean_loss_and_remembers():
-  method, net = METHODS['mslc'](), meta.weigher()
-  step, batch = jax.jit(method.step), a_batch()
-  state, _ = step(method.init(KEY), a_batch(), KEY)  # fills the memory
-  soft = unpack_rows(state.extra.labels, N)[batch['index']]
+  (method, state), batch = compiled('mslc'), a_batch()
+  net = meta.weigher()
+  state, _ = method.step(state, batch, KEY)  # fills the memory
+  soft = np.asarray(rows_of(state.extra.labels, N))[batch['index']]
   np.testing.assert_allclose(
     soft.sum(1), np.float32(batch['weight']), rtol=1e-5
   )
-  new, metrics = step(state, batch, KEY)
+  new, metrics = method.step(state, batch, KEY)
 
   def mixed(params, nets):
     logits = tiny().apply(params, {}, batch['x'], None, True)[0].logits
@@ -370,58 +416,60 @@ def test_mslc_descends_the_clean_loss_and_remembers():
     value = jnp.sum(batch['weight'] * mixture) / batch['weight'].sum()
     return value, (logits, alpha, beta)
 
-  def clean(nets):
-    moved = descend(lambda p: mixed(p, nets)[0], state.params)
-    return mean_loss(moved, batch, '_meta')
+  @jax.jit
+  def expected(params, nets, new_nets):
+    def clean(nets):
+      moved = descend(lambda p: mixed(p, nets)[0], params)
+      return mean_loss(moved, batch, '_meta')
 
-  expected = jax.jit(jax.grad(clean))(state.extra.nets)
-  assert_gradient(difference(state.extra.nets, new.extra.nets), expected)
-  value, (logits, alpha, beta) = mixed(state.params, new.extra.nets)
+    value, (logits, alpha, beta) = mixed(params, new_nets)
+    label = meta.mslc_labels(logits, batch['labels'], soft, alpha, beta)
+    return jax.grad(clean)(nets), value, label
+
+  slope, value, label = expected(state.params, state.extra.nets, new.extra.nets)
+  assert_gradient(difference(state.extra.nets, new.extra.nets), slope)
   np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
-  label = meta.mslc_labels(logits, batch['labels'], soft, alpha, beta)
-  found = unpack_rows(new.extra.labels, N)[batch['index']]
+  found = np.asarray(rows_of(new.extra.labels, N))[batch['index']]
   there = batch['weight'] > 0
   np.testing.assert_allclose(found[there], label[there], rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(found[~there], 0)
 
 
 def test_mslc_warms_up_on_the_labels():
-  method = mslc(
-    tiny(),
-    SGD,
-    SGD,
-    num_examples=N,
-    num_classes=CLASSES,
-    warmup=1,
-    weigher_tx=ONE,
-  )
-  batch, state = a_batch(), method.init(KEY)
-  new, metrics = jax.jit(method.step)(state, batch, KEY)
-  loss = lambda p: mean_loss(p, batch)
-  assert_gradient(new.params, descend(loss, state.params))
+  (method, state), batch = compiled('mslc'), a_batch()
+  state = state._replace(step=np.int32(0))
+  new, metrics = method.step(state, batch, KEY)
+
+  @jax.jit
+  def expected(params):
+    logits = tiny().apply(params, {}, batch['x'], None, True)[0].logits
+    moved = descend(lambda p: mean_loss(p, batch), params)
+    return moved, jax.nn.softmax(logits)
+
+  moved, probs = expected(state.params)
+  assert_gradient(new.params, moved)
   assert metrics['alpha'] == 1
   assert_equal_trees(new.extra.nets, state.extra.nets)
-  soft = unpack_rows(new.extra.labels, N)[batch['index'][0]]
-  logits = method.predict(state, batch['x']).logits[0]
-  np.testing.assert_allclose(soft, jax.nn.softmax(logits), rtol=1e-5)
-  again, _ = jax.jit(method.step)(new, batch, KEY)
-  assert np.abs(
-    again.extra.nets[0]['out']['bias'] - new.extra.nets[0]['out']['bias']
-  ).max()
+  soft = rows_of(new.extra.labels, N)[batch['index'][0]]
+  np.testing.assert_allclose(soft, probs[0], rtol=1e-5)
+  again, _ = method.step(new, batch, KEY)
+  bias, other = (s.extra.nets[0]['out']['bias'] for s in (again, new))
+  assert np.any(np.asarray(bias) != np.asarray(other))
 
 
 # --- bad input ---------------------------------------------------------------
 
 
-def test_examples_without_a_finite_loss_are_not_there(method):
+@every
+def test_examples_without_a_finite_loss_are_not_there(name):
   """A label that is no class: cross-entropy makes it NaN, without gradient."""
+  method, state = compiled(name)
   batch = a_batch(labels_meta=None, x_meta=None)
   meta_stream = {k: v for k, v in a_batch().items() if k.endswith('_meta')}
   absent = np.array(batch['weight'])
   absent[3] = 0
   labels = np.array(batch['labels'])
   labels[3] = CLASSES + 5
-  state = method.init(KEY)
   expected, m = method.step(
     state, {**batch, **meta_stream, 'weight': absent}, KEY
   )
@@ -434,22 +482,25 @@ def test_examples_without_a_finite_loss_are_not_there(method):
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(found))
 
 
+@every
 @pytest.mark.parametrize('stream', ['', '_meta'])
-def test_inputs_that_are_not_finite_stop_the_step(method, stream):
+def test_inputs_that_are_not_finite_stop_the_step(name, stream):
+  method, state = compiled(name)
   x = np.array(a_batch()['x' + stream])
   x[2, 0] = np.nan
-  state = method.init(KEY)
   new, _ = method.step(state, a_batch(**{'x' + stream: x}), KEY)
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(new))
-  assert new.step == 1
+  assert new.step == 3
   if not stream:
     assert_equal_trees(new.params, state.params)
 
 
-def test_a_class_may_be_absent(method):
+@every
+def test_a_class_may_be_absent(name):
+  method, state = compiled(name)
   labels = np.ones(BATCH, np.int32)
   batch = a_batch(labels=labels, labels_meta=labels)
-  new, metrics = method.step(method.init(KEY), batch, KEY)
+  new, metrics = method.step(state, batch, KEY)
   assert all(np.isfinite(a).all() for a in jax.tree.leaves((new, metrics)))
 
 
@@ -469,22 +520,31 @@ def test_a_class_may_be_absent(method):
     ),
   ],
 )
-def test_streams_are_checked(method, changes, error, message):
+@every
+def test_streams_are_checked(name, changes, error, message):
+  method, state = compiled(name)
   with pytest.raises(error, match=message):
-    trace(method, a_batch(**changes))
+    jax.eval_shape(method.step, state, a_batch(**changes), KEY)
 
 
 def test_streams_have_keys_of_their_own():
   changes = {'index': np.arange(BATCH), 'weight_meta': None}
-  train, clean = shared.read_streams(a_batch(**changes), KEY)
-  keys = jax.random.key_data(jnp.concatenate([train.keys, clean.keys]))
+
+  @jax.jit
+  def read(batch):
+    train, clean = shared.read_streams(batch, KEY)
+    keys = jnp.concatenate([train.keys, clean.keys])
+    return jax.random.key_data(keys), clean.weight
+
+  keys, weight = read(a_batch(**changes))
   assert len(np.unique(keys, axis=0)) == 2 * BATCH
-  np.testing.assert_array_equal(clean.weight, 1)
+  np.testing.assert_array_equal(weight, 1)
 
 
-def test_a_batch_where_nothing_weighs_changes_nothing(method):
+@every
+def test_a_batch_where_nothing_weighs_changes_nothing(name):
+  method, state = compiled(name)
   nothing = np.zeros(BATCH, np.float32)
-  state = method.init(KEY)
   new, metrics = method.step(state, a_batch(weight=nothing), KEY)
   assert_equal_trees(new.params, state.params)
   assert all(np.isfinite(a).all() for a in jax.tree.leaves((new, metrics)))
@@ -546,33 +606,45 @@ def test_others_check_their_arguments():
 
 
 def test_rates_may_be_swept():
-  def loss(rate):
-    method = mwn(tiny(), optax.sgd(rate), optax.sgd(rate), num_examples=N)
-    return method.step(method.init(KEY), a_batch(), KEY)[1]['meta_loss']
+  method, state = compiled('mwn')
 
-  rates = jnp.array([0.1, 1.0])
-  found = jax.jit(jax.vmap(loss))(rates)
-  one = jax.jit(loss)
-  np.testing.assert_allclose(found, [one(0.1), one(1.0)], rtol=1e-5)
+  def loss(rate):
+    swept = mwn(
+      tiny(), optax.sgd(rate), optax.sgd(rate), num_examples=N, weigher_tx=ONE
+    )
+    start = swept.init(KEY)._replace(extra=state.extra)
+    return swept.step(start, a_batch(), KEY)[1]['meta_loss']
+
+  found = jax.jit(jax.vmap(loss))(np.array([0.5, 1.0], np.float32))
+  expected = method.step(state, a_batch(), KEY)[1]['meta_loss']
+  np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+  assert abs(found[0] - found[1]) > 1e-3
 
 
 # --- it works ----------------------------------------------------------------
 
 
-def test_clean_examples_help_where_labels_are_noise():
-  """Digits, 60% of the labels drawn anew, 100 clean ones in a stream.
+def mostly_noise():
+  """Digits, 60% of the labels drawn anew, but for 100 clean ones.
 
-  At 60 epochs and 3 seeds: plain 81, L2RW 91, MWN 92.
+  The clean ones, the others, their noisy labels of two runs, what is tested on.
   """
   digits = load('digits')
   x, y = np.asarray(digits.train.x), np.asarray(digits.train.labels)
   clean = {'x': x[:100], 'labels': y[:100].astype(np.int32)}
-  x, y = x[100:], y[100:]
-  n, keys = len(y), jax.random.split(KEY, 2)
   transition = noise.symmetric(10, 0.54)  # a tenth of what is drawn is right
-  labels = np.stack([noise.corrupt(k, y, transition).labels for k in keys])
-  model = from_linen(MLP(10, (128,)), (8, 8, 1))
-  tx, shards = optax.sgd(0.3), data_shards(n, 100)
+  labels = [
+    noise.corrupt(k, y[100:], transition).labels for k in jax.random.split(KEY)
+  ]
+  return clean, x[100:], np.stack(labels), digits.test
+
+
+@pytest.mark.slow
+def test_clean_examples_help_where_labels_are_noise():
+  """At 60 epochs and 3 seeds: plain 81, L2RW 91, MWN 92."""
+  clean, x, labels, test = mostly_noise()
+  n, shards = len(x), data_shards(len(x), 100)
+  model, tx = from_linen(MLP(10, (128,)), (8, 8, 1)), optax.sgd(0.3)
   methods = {
     'plain': supervised(losses.ce, model, tx),
     'l2rw': l2rw(model, tx, num_examples=n, shards=shards),
@@ -583,14 +655,13 @@ def test_clean_examples_help_where_labels_are_noise():
     fit = fit_many(
       method,
       {'x': x, 'labels': PerRun(labels)},
-      keys,
-      held_out={'test': {'x': digits.test.x, 'labels': digits.test.labels}},
+      jax.random.split(KEY, 2),
+      held_out={'test': {'x': test.x, 'labels': test.labels}},
       streams={} if name == 'plain' else {'meta': Stream(clean, 100)},
       epochs=30,
       batch_size=100,
       devices=jax.devices()[:1],
     )
     last[name] = fit.history['test_accuracy'][:, -1].mean()
-  print(last)
   assert last['l2rw'] > last['plain'] + 0.02
   assert last['mwn'] > last['plain'] + 0.02
