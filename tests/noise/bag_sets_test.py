@@ -41,15 +41,15 @@ def test_counts_are_looked_up_by_the_names_of_the_bags(kind):
   assert found.dtype == np.int32
 
 
-def test_a_million_rows_of_names_are_quick():
-  ids = np.random.default_rng(0).integers(0, 100_000, 1_000_000)
+def test_many_rows_of_names_are_quick():
+  ids = np.random.default_rng(0).integers(0, 20_000, 200_000)
   names = np.char.add('g', ids.astype(str)).astype(object)
-  counts = {f'g{i}': i % 2 for i in range(100_000)}
+  counts = {f'g{i}': i % 2 for i in range(20_000)}
   start = time.process_time()
   bags = noise.bags_of_ids(names)
   found = noise.counts_of_ids(bags, {name: counts[name] for name in bags.ids})
-  assert time.process_time() - start < 20  # a scan for each bag takes hours
-  assert bags.mask.sum() == 1_000_000
+  assert time.process_time() - start < 5  # a scan for each bag takes minutes
+  assert bags.mask.sum() == 200_000
   assert found[0] == int(bags.ids[0][1:]) % 2
 
 

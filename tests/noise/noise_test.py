@@ -1,9 +1,11 @@
 """Noise generators: matrices, draws, instance dependence, sets and bags."""
 
 import functools
+from unittest import mock
 import warnings
 import zlib
 
+from fixture_programs import compiled
 from golden_noise import SIGNIFICANCE, assert_drawn, p_value
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jnl.noise import _inputs
 
 KEY = jax.random.key(0)
 C, N = 4, 2000
+EYE = np.eye(C)
 LABELS = np.arange(N) % C
 IMAGES = np.random.default_rng(0).normal(size=(N, 3, 2)).astype(np.float32)
 ETA = np.random.default_rng(1).dirichlet(np.ones(C), N).astype(np.float32)
@@ -57,9 +60,15 @@ CLEAN = {
 
 
 @functools.cache
+def program(name):
+  return jax.jit(GENERATORS[name])
+
+
+@functools.cache
 def drawn(name, seed=0):
   """The draw of a generator; many tests look at the same ones."""
-  return GENERATORS[name](jax.random.key(seed), LABELS)
+  draw = program(name)(jax.random.key(seed), LABELS)
+  return jax.tree.map(np.asarray, draw)
 
 
 def clean_of(name):
@@ -68,23 +77,50 @@ def clean_of(name):
 
 def rows_of(draw, clean):
   """The probabilities [n, c] that each label was drawn from."""
-  probs = np.asarray(draw.probs)
+  probs = draw.probs
   return probs if len(probs) == len(clean) else probs[clean]
 
 
 # --- matrices ----------------------------------------------------------------
 
 
+RATES = [0.0, 0.3, 0.4, 1.0]
+
+
+@functools.cache
+def matrices():
+  """{name: [of each rate]}, and of all rates at once where they are traced."""
+
+  @compiled
+  def run(rates):
+    one_by_one = {
+      name: [make(rate) for rate in RATES] for name, make in MATRICES.items()
+    }
+    swept = {name: jax.vmap(make)(rates) for name, make in MATRICES.items()}
+    others = {
+      'inclusive': noise.symmetric_inclusive(10, 0.4),
+      'exclusive': noise.symmetric(10, 0.36),
+      'next': noise.pair_flip(3, 0.3),
+    }
+    return one_by_one, swept, others
+
+  return run(np.float32(RATES))
+
+
+def matrix(name, rate):
+  return matrices()[0][name][RATES.index(rate)]
+
+
 @pytest.mark.parametrize('name', MATRICES)
 @pytest.mark.parametrize('rate', [0.0, 0.3, 1.0])
 def test_rows_are_probabilities(name, rate):
-  transition = np.asarray(MATRICES[name](rate))
+  transition = matrix(name, rate)
   assert (transition >= 0).all()
   np.testing.assert_allclose(transition.sum(1), 1, rtol=1e-6)
   wrong = 1 - np.diag(transition)
   factor = (C - 1) / C if name == 'symmetric_inclusive' else 1
   assert wrong.max() == pytest.approx(rate * factor, abs=1e-6)
-  noisy = np.asarray(MATRICES[name](0.5 if name != 'pair_flip' else 0.4))
+  noisy = matrix(name, 0.4)
   shares = {
     'class_map': 3 / 4,
     'mnist_asymmetric': 1 / 2,
@@ -97,10 +133,8 @@ def test_rows_are_probabilities(name, rate):
 
 @pytest.mark.parametrize('name', MATRICES)
 def test_rates_may_be_traced(name):
-  rates = jnp.array([0.0, 0.2, 1.0])
-  together = jax.vmap(MATRICES[name])(rates)
-  one_by_one = jnp.stack([MATRICES[name](r) for r in rates])
-  np.testing.assert_allclose(together, one_by_one, atol=1e-7)
+  one_by_one, together, _ = (each.get(name) for each in matrices())
+  np.testing.assert_allclose(together, np.stack(one_by_one), atol=1e-7)
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.1, np.nan])
@@ -125,14 +159,15 @@ def test_classes_are_checked(matrix):
 
 
 def test_inclusive_40_percent_are_36():
-  transition = noise.symmetric_inclusive(10, 0.4)
+  found = matrices()[-1]
+  transition = found['inclusive']
   np.testing.assert_allclose(1 - np.diag(transition), 0.36, rtol=1e-6)
-  np.testing.assert_allclose(transition, noise.symmetric(10, 0.36), atol=1e-7)
+  np.testing.assert_allclose(transition, found['exclusive'], atol=1e-7)
 
 
 def test_pair_flip_goes_to_the_next_class():
   expected = [[0.7, 0.3, 0], [0, 0.7, 0.3], [0.3, 0, 0.7]]
-  np.testing.assert_allclose(noise.pair_flip(3, 0.3), expected, rtol=1e-6)
+  np.testing.assert_allclose(matrices()[-1]['next'], expected, rtol=1e-6)
 
 
 def test_pair_flip_warns_when_the_clean_class_is_not_the_likeliest():
@@ -143,7 +178,7 @@ def test_pair_flip_warns_when_the_clean_class_is_not_the_likeliest():
     warnings.simplefilter('error')
     noise.pair_flip(3, 0.49)
     noise.pair_flip(3, 1.0)
-    jax.vmap(lambda r: noise.pair_flip(3, r))(jnp.array([0.7]))
+    jax.eval_shape(lambda r: noise.pair_flip(3, r), np.float32(0.7))
 
 
 @pytest.mark.parametrize(
@@ -169,14 +204,14 @@ def moves(transition):
 
 def test_only_the_listed_classes_change():
   cifar = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-  assert moves(noise.cifar10_asymmetric(0.4)) == cifar
+  assert moves(matrix('cifar10_asymmetric', 0.4)) == cifar
   mnist = {7: 1, 2: 7, 3: 8, 5: 6, 6: 5}
-  assert moves(noise.mnist_asymmetric(0.4)) == mnist
+  assert moves(matrix('mnist_asymmetric', 0.4)) == mnist
 
 
 def test_index_blocks_are_not_superclasses():
-  blocks = moves(noise.cifar100_index_blocks(0.4))
-  supers = moves(noise.cifar100_superclasses(0.4))
+  blocks = moves(matrix('cifar100_index_blocks', 0.4))
+  supers = moves(matrix('cifar100_superclasses', 0.4))
   assert [blocks[i] for i in range(6)] == [1, 2, 3, 4, 0, 6]
   coarse = noise.CIFAR100_COARSE
   assert all(coarse[i] == coarse[j] for i, j in supers.items())
@@ -189,9 +224,10 @@ def test_index_blocks_are_not_superclasses():
 
 
 def test_pair_swaps_take_two_classes_of_each_block():
+  swaps = jax.vmap(lambda key: noise.cifar100_pair_swaps(key, 0.4))
   seen = set()
-  for seed in range(20):
-    pairs = moves(noise.cifar100_pair_swaps(jax.random.key(seed), 0.4))
+  for swap in compiled(lambda key: swaps(jax.random.split(key, 20)))(KEY):
+    pairs = moves(swap)
     assert len(pairs) == 40
     assert all(pairs[j] == i and i // 5 == j // 5 for i, j in pairs.items())
     assert len({i // 5 for i in pairs}) == 20
@@ -219,25 +255,36 @@ def test_labels_follow_the_probabilities(name):
 @pytest.mark.parametrize(
   'wrong',
   [
-    noise.pair_flip(C, 0.3).T,
-    noise.pair_flip(C, 0.4),
-    noise.pair_flip(C, 0.2),
-    noise.symmetric(C, 0.3),
-    noise.class_map([1, 2, 3, 3], 0.3),
+    0.7 * EYE + 0.3 * np.roll(EYE, 1, axis=0),
+    0.6 * EYE + 0.4 * np.roll(EYE, 1, axis=1),
+    0.8 * EYE + 0.2 * np.roll(EYE, 1, axis=1),
+    0.6 * EYE + 0.1,
+    0.7 * EYE + 0.3 * EYE[[1, 2, 3, 3]],
   ],
   ids=['transposed', 'too much', 'too little', 'symmetric', 'one class'],
 )
 def test_wrong_matrices_are_found(wrong):
   """The control: what the tests of draws must not let pass."""
   labels = drawn('corrupt').labels
-  assert p_value(labels, np.asarray(wrong)[LABELS]) < SIGNIFICANCE
+  assert p_value(labels, wrong[LABELS]) < SIGNIFICANCE
 
 
 @pytest.mark.parametrize('name', GENERATORS)
 def test_the_key_decides_the_draw(name):
-  again = GENERATORS[name](KEY, LABELS)
-  np.testing.assert_array_equal(again.labels, drawn(name).labels)
-  assert (drawn(name, seed=1).labels != again.labels).any()
+  again = np.asarray(program(name)(KEY, LABELS).labels)
+  np.testing.assert_array_equal(again, drawn(name).labels)
+  assert (drawn(name, seed=1).labels != again).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', GENERATORS)
+def test_draws_are_the_same_outside_jit(name):
+  draw = jax.tree.map(np.asarray, GENERATORS[name](KEY, LABELS))
+  np.testing.assert_array_equal(draw.labels, drawn(name).labels)
+  np.testing.assert_array_equal(draw.flipped, drawn(name).flipped)
+  np.testing.assert_allclose(
+    draw.probs, drawn(name).probs, rtol=1e-5, atol=1e-6
+  )
 
 
 # Checksums of what was drawn when the results in README were measured.
@@ -252,22 +299,17 @@ KNOWN = {
 
 @pytest.mark.parametrize('name', KNOWN)
 def test_keys_give_the_draws_that_they_always_gave(name):
-  labels = np.asarray(drawn(name).labels, np.uint8)
+  labels = drawn(name).labels.astype(np.uint8)
   assert zlib.crc32(labels.tobytes()) == KNOWN[name]
 
 
-@pytest.mark.parametrize('name', GENERATORS)
-def test_many_keys_at_once_equal_one_by_one(name):
-  keys = jnp.stack([jax.random.key(seed) for seed in (1, 0)])
-  both = jax.vmap(lambda k: GENERATORS[name](k, LABELS).labels)(keys)
-  np.testing.assert_array_equal(both[0], drawn(name, seed=1).labels)
-  np.testing.assert_array_equal(both[1], drawn(name).labels)
+def keys():
+  return jnp.stack([jax.random.key(1), KEY])
 
 
-# Compiled without optimization, which halves the time of these tests.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
+def over_keys(f):
+  """`f` of a stack of keys and one array of labels."""
+  return jax.vmap(f, (0, None))
 
 
 def split(array):
@@ -277,32 +319,65 @@ def split(array):
   return jax.device_put(array, sharding)
 
 
+# One of each code; all of them in either mode are slow.
+@pytest.mark.parametrize(
+  'name',
+  [
+    'corrupt',
+    'fixed_count_per_class',
+    'cifar10_asymmetric_in_place',
+    'part_dependent',
+    'pmd',
+  ],
+)
+def test_many_keys_on_eight_devices_equal_one_by_one(name):
+  assert jax.device_count() == 8
+  labels = split(LABELS)
+  assert len(labels.sharding.device_set) == 8
+  both = compiled(over_keys(GENERATORS[name]))(keys(), labels)
+  for i, seed in enumerate((1, 0)):
+    one = drawn(name, seed)
+    np.testing.assert_array_equal(both.labels[i], one.labels)
+    np.testing.assert_array_equal(both.flipped[i], one.flipped)
+    np.testing.assert_allclose(both.probs[i], one.probs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', GENERATORS)
+def test_many_keys_at_once_equal_one_by_one(name):
+  both = compiled(over_keys(GENERATORS[name]))(keys(), LABELS).labels
+  np.testing.assert_array_equal(both[0], drawn(name, seed=1).labels)
+  np.testing.assert_array_equal(both[1], drawn(name).labels)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('name', GENERATORS)
 def test_eight_devices_draw_the_same(name):
-  assert jax.device_count() == 8
-  one, labels = drawn(name), split(LABELS)
-  assert len(labels.sharding.device_set) == 8
-  eight = jit(GENERATORS[name])(KEY, labels)
+  one, eight = drawn(name), compiled(GENERATORS[name])(KEY, split(LABELS))
   np.testing.assert_array_equal(one.labels, eight.labels)
   np.testing.assert_array_equal(one.flipped, eight.flipped)
   np.testing.assert_allclose(one.probs, eight.probs, rtol=1e-5, atol=1e-6)
 
 
 def test_eight_devices_draw_the_same_of_split_images():
-  draw = jit(lambda k, x, y: noise.part_dependent(k, x, y, C, 0.4))
+  draw = compiled(lambda k, x, y: noise.part_dependent(k, x, y, C, 0.4))
   eight = draw(KEY, split(IMAGES), split(LABELS))
   np.testing.assert_array_equal(drawn('part_dependent').labels, eight.labels)
 
 
 def test_labels_keep_their_shape():
   labels = np.arange(12).reshape(2, 6) % C
-  certain = noise.pair_flip(C, 1.0)
-  assert noise.corrupt(KEY, labels, certain).labels.tolist() == (
-    ((labels + 1) % C).tolist()
+  certain = np.roll(EYE, 1, axis=1)
+  run = compiled(
+    lambda y: (
+      noise.corrupt(KEY, y, certain),
+      noise.fixed_count(KEY, y, certain, 0.5),
+    )
   )
-  draw = noise.fixed_count(KEY, labels, certain, 0.5)
-  assert draw.labels.shape == (2, 6)
-  assert draw.flipped.sum() == 6
+  every, half = run(labels)
+  np.testing.assert_array_equal(every.labels, (labels + 1) % C)
+  assert half.labels.shape == (2, 6)
+  assert half.flipped.sum() == 6
 
 
 @pytest.mark.parametrize(
@@ -347,7 +422,8 @@ def test_bad_rows_name_the_argument(labels, probs, error, name):
 
 def test_small_integers_hold_labels_of_many_classes():
   labels = np.uint8([0, 255])
-  draw = noise.corrupt(KEY, labels, noise.pair_flip(1000, 1.0))
+  run = lambda y: noise.corrupt(KEY, y, noise.pair_flip(1000, 1.0))
+  draw = compiled(run)(labels)
   assert draw.labels.tolist() == [1, 256]
 
 
@@ -369,141 +445,179 @@ def test_explicit_mesh_axes_are_refused_by_name():
 # --- many numbers ------------------------------------------------------------
 
 
-@pytest.fixture
-def many(monkeypatch):
-  """As if 2000 examples of 4 classes were too many: 301 rows at once."""
-  monkeypatch.setattr(_inputs, 'BLOCK', 301 * C)
-
-
 MANY = ['corrupt', 'fixed_count_per_class', 'pmd']  # draws of both kinds
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MANY]
+# As if 2000 examples of 4 classes were too many: 301 rows at once.
+many = functools.partial(mock.patch.object, _inputs, 'BLOCK', 301 * C)
 
 
-@pytest.mark.parametrize('name', MANY)
-def test_many_labels_follow_the_probabilities(name, many):
-  draw = GENERATORS[name](KEY, LABELS)
-  few = drawn(name)
+@functools.cache
+def drawn_of_many(name):
+  """Of both keys. A function of its own: the generator was traced for few."""
+  run = compiled(lambda k, y: GENERATORS[name](k, y))
+  with many():
+    return run(KEY, LABELS), run(jax.random.key(1), LABELS)
+
+
+@pytest.mark.parametrize('name', ['corrupt', SLOW[1], 'pmd'])
+def test_many_labels_follow_the_probabilities(name):
+  (draw, other), few = drawn_of_many(name), drawn(name)
   assert (draw.labels != few.labels).any()
   rows = rows_of(draw, LABELS)
   assert_drawn(draw.labels, rows)
   for i in range(C):
     assert_drawn(draw.labels[i == LABELS], rows[i == LABELS])
   np.testing.assert_allclose(draw.probs, few.probs, atol=1e-7)
-  assert (
-    GENERATORS[name](jax.random.key(1), LABELS).labels != draw.labels
-  ).any()
+  assert (other.labels != draw.labels).any()
   assert p_value(draw.labels, np.roll(rows, 1, axis=1)) < SIGNIFICANCE
 
 
-@pytest.mark.parametrize('name', MANY)
-def test_many_labels_are_the_same_in_every_mode(name, many):
-  draw = GENERATORS[name](KEY, LABELS)
-  # A function of its own: the generator itself was traced before, for few.
-  eight = jit(lambda k, y: GENERATORS[name](k, y))(KEY, split(LABELS))
-  np.testing.assert_array_equal(draw.labels, eight.labels)
-  keys = jnp.stack([jax.random.key(1), KEY])
-  both = jax.vmap(lambda k: GENERATORS[name](k, LABELS).labels)(keys)
+@pytest.mark.parametrize('name', ['corrupt', *SLOW[1:]])
+def test_many_labels_and_keys_on_eight_devices_are_the_same(name):
+  run = compiled(over_keys(lambda k, y: GENERATORS[name](k, y).labels))
+  with many():
+    both = run(keys(), split(LABELS))
+  draw, other = drawn_of_many(name)
   np.testing.assert_array_equal(draw.labels, both[1])
+  np.testing.assert_array_equal(other.labels, both[0])
 
 
-def test_tickets_never_win_what_is_impossible(many):
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['corrupt', 'pmd'])
+def test_many_labels_are_the_same_in_every_mode(name):
+  make = lambda k, y: GENERATORS[name](k, y).labels
+  labels = drawn_of_many(name)[0].labels
+  with many():
+    outside = np.asarray(make(KEY, LABELS))
+    eight = compiled(lambda k, y: make(k, y))(KEY, split(LABELS))
+    both = compiled(over_keys(make))(keys(), LABELS)
+  for found in outside, eight, both[1]:
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_tickets_never_win_what_is_impossible():
   """Also next to a row's ends, and where rounding left a bit below zero."""
   row = np.array([0, 0.3, -1e-7, 0.7, 0])
   matrix = np.stack([np.roll(row, -i) for i in range(5)])
   labels = np.arange(N) % 5
-  draw = noise.corrupt(KEY, labels, matrix)
+  run = compiled(lambda y, transition: noise.corrupt(KEY, y, transition))
+  with many():
+    draw = run(labels, matrix)
+    certain = run(labels, np.eye(5))
+    shaped = run(labels.reshape(-1, 2), matrix)
   assert_drawn(draw.labels, np.maximum(matrix, 0)[labels])
-  certain = noise.corrupt(KEY, labels, np.eye(5))
   assert not certain.flipped.any()
-  shaped = noise.corrupt(KEY, labels.reshape(-1, 2), matrix)
   np.testing.assert_array_equal(shaped.labels.ravel(), draw.labels)
 
 
-def test_memory_does_not_grow_with_labels_times_classes():
-  """Five arrays of 2e8 numbers were 4 GB here, and seven of `pmd` 5.6 GB."""
+def temporaries(name):
+  """Bytes that 200,000 labels of 1000 classes need."""
   n, c = 200_000, 1000
   labels = jax.ShapeDtypeStruct((n,), jnp.int32)
-  matrix = jax.ShapeDtypeStruct((c, c), jnp.float32)
-  rows = jax.ShapeDtypeStruct((n, c), jnp.float32)
+  draw, *arrays = {
+    'corrupt': (noise.corrupt, jax.ShapeDtypeStruct((c, c), jnp.float32)),
+    'each': (noise.corrupt_each, jax.ShapeDtypeStruct((n, c), jnp.float32)),
+    'sets': (
+      lambda k, y: noise.noisy_candidate_sets(k, y, c, 0.1, 0.2).candidates,
+    ),
+  }[name]
+  program = jax.jit(draw).lower(KEY, labels, *arrays).compile()
+  return program.memory_analysis().temp_size_in_bytes
 
-  def temporaries(draw, *arrays):
-    compiled = jit(draw).lower(KEY, *arrays).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
 
-  block = 4 * _inputs.BLOCK
-  assert temporaries(noise.corrupt, labels, matrix) < 8 * block
-  assert temporaries(noise.corrupt_each, labels, rows) < 8 * block
-  sets = lambda k, y: noise.noisy_candidate_sets(k, y, c, 0.1, 0.2).candidates
-  assert temporaries(sets, labels) < 8 * block + 2 * n * c
+@pytest.mark.parametrize(
+  ('name', 'result'),
+  [
+    ('corrupt', 0),
+    pytest.param('each', 0, marks=pytest.mark.slow),
+    pytest.param('sets', 2 * 200_000 * 1000, marks=pytest.mark.slow),
+  ],
+)
+def test_memory_does_not_grow_with_labels_times_classes(name, result):
+  """Five arrays of 2e8 numbers were 4 GB here, and seven of `pmd` 5.6 GB."""
+  assert temporaries(name) < 8 * 4 * _inputs.BLOCK + result
 
 
 # --- fixed counts ------------------------------------------------------------
 
 
-def test_exactly_the_integer_part_is_chosen():
-  flip = noise.pair_flip(C, 1.0)
-  # In Python int(.5005 * 2000) is 1000.
-  wanted = {0.5005: 1001, 0.0035: 7, 0.3999: 799, 0.3: 600, 0.0: 0, 1.0: N}
-  for rate, count in wanted.items():
-    draw = noise.fixed_count(KEY, LABELS, flip, rate)
-    assert draw.flipped.sum() == count
-    np.testing.assert_allclose(1 - np.diag(draw.probs), count / N, atol=1e-6)
-  rates = jnp.array(list(wanted))
-  traced = jax.vmap(lambda r: noise.fixed_count(KEY, LABELS, flip, r))(rates)
-  assert traced.flipped.sum(1).tolist() == list(wanted.values())
-  np.testing.assert_array_equal(traced.labels[-1], (LABELS + 1) % C)
+# In Python int(.5005 * 2000) is 1000.
+WANTED = {0.5005: 1001, 0.0035: 7, 0.3999: 799, 0.3: 600, 0.0: 0, 1.0: N}
+NEXT = np.roll(EYE, 1, axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rate', WANTED)
+def test_exactly_the_integer_part_is_chosen(rate):
+  draw = noise.fixed_count(KEY, LABELS, NEXT, rate)
+  assert np.asarray(draw.flipped).sum() == WANTED[rate]
+  wrong = 1 - np.diag(draw.probs)
+  np.testing.assert_allclose(wrong, WANTED[rate] / N, atol=1e-6)
+
+
+def test_exactly_the_integer_part_is_chosen_of_traced_rates():
+  run = jax.vmap(lambda r: noise.fixed_count(KEY, LABELS, NEXT, r))
+  draw = compiled(run)(np.float32(list(WANTED)))
+  counts = np.array(list(WANTED.values()))
+  np.testing.assert_array_equal(draw.flipped.sum(1), counts)
+  wrong = 1 - np.diagonal(draw.probs, axis1=1, axis2=2)
+  expected = np.repeat(counts[:, None] / N, C, axis=1)
+  np.testing.assert_allclose(wrong, expected, atol=1e-6)
+  np.testing.assert_array_equal(draw.labels[-1], (LABELS + 1) % C)
 
 
 def test_traced_rates_count_exactly_at_the_size_of_cifar():
-  labels, flip = jnp.zeros(45_000, jnp.int32), noise.pair_flip(2, 1.0)
-  count = jit(
+  labels, flip = np.zeros(45_000, np.int32), np.eye(2)[::-1]
+  count = compiled(
     jax.vmap(lambda r: noise.fixed_count(KEY, labels, flip, r).flipped.sum())
   )
-  np.testing.assert_array_equal(
-    count(jnp.arange(1, 20) / 20), np.arange(1, 20) * 2250
-  )
+  rates = np.arange(1, 20, dtype=np.float32) / np.float32(20)
+  np.testing.assert_array_equal(count(rates), np.arange(1, 20) * 2250)
+
+
+SIZES = [10, 25, 7, N - 42]
 
 
 def test_counts_per_class_are_exact():
-  labels = np.repeat(np.arange(C), [10, 25, 7, N - 42])
-  flip = noise.pair_flip(C, 1.0)
-  draw = noise.fixed_count(KEY, labels, flip, 0.3, per_class=True)
-  counts = np.bincount(labels[np.asarray(draw.flipped)])
+  labels = np.repeat(np.arange(C), SIZES)
+
+  @compiled
+  def run(labels):
+    make = functools.partial(noise.fixed_count, per_class=True)
+    draw = make(KEY, labels, NEXT, 0.3)
+    counted = noise.empirical_transition(labels, draw.labels, C)
+    # APL on MNIST: the same number of each class, whatever its size.
+    return draw, counted, make(KEY, labels, NEXT, 5 / np.float32(SIZES))
+
+  draw, counted, five = run(labels)
+  counts = np.bincount(labels[draw.flipped])
   assert counts.tolist() == [3, 7, 2, 587]
   np.testing.assert_allclose(
     1 - np.diag(draw.probs), [3 / 10, 7 / 25, 2 / 7, 587 / 1958], rtol=1e-5
   )
-  np.testing.assert_allclose(
-    draw.probs, noise.empirical_transition(labels, draw.labels, C), rtol=1e-5
-  )
-  # APL on MNIST: the same number of each class, whatever its size.
-  rates = 5 / np.bincount(labels)
-  draw = noise.fixed_count(KEY, labels, flip, rates, per_class=True)
-  assert np.bincount(labels[np.asarray(draw.flipped)]).tolist() == [5] * C
+  np.testing.assert_allclose(draw.probs, counted, rtol=1e-5)
+  assert np.bincount(labels[five.flipped]).tolist() == [5] * C
 
 
 def test_all_examples_are_chosen_alike():
-  keys = jax.random.split(KEY, 4000)
-  labels, flip = np.arange(12) % 3, noise.pair_flip(3, 1.0)
-  flipped = jax.vmap(
-    lambda k: noise.fixed_count(k, labels, flip, 0.5, per_class=True).flipped
-  )(keys)
+  labels, flip = np.arange(12) % 3, np.roll(np.eye(3), 1, axis=1)
+  draw = lambda k: noise.fixed_count(k, labels, flip, 0.5, per_class=True)
+  run = compiled(
+    lambda key: jax.vmap(draw)(jax.random.split(key, 4000)).flipped
+  )
+  flipped = run(KEY)
   # 4000 draws of probability .5: five standard deviations.
   np.testing.assert_allclose(flipped.mean(0), 0.5, atol=0.04)
   # Of the four of a class, all six pairs.
-  assert len(np.unique(np.asarray(flipped)[:, labels == 1], axis=0)) == 6
+  assert len(np.unique(flipped[:, labels == 1], axis=0)) == 6
 
 
 def test_a_class_without_examples_has_no_count():
+  labels, flip = np.array([0, 2]), np.roll(np.eye(3), 1, axis=1)
+  draw = functools.partial(noise.fixed_count, KEY)
   with pytest.raises(ValueError, match=r'labels has no example .* \[1\]'):
-    noise.fixed_count(
-      KEY, np.array([0, 2]), noise.pair_flip(3, 1.0), 0.5, per_class=True
-    )
-  noise.fixed_count(KEY, np.array([0, 2]), noise.pair_flip(3, 1.0), 0.5)
-  draw = jax.jit(
-    lambda y: noise.fixed_count(
-      KEY, y, noise.pair_flip(3, 1.0), 0.5, per_class=True
-    )
-  )(np.array([0, 2]))
+    draw(labels, flip, 0.5, per_class=True)
+  draw = compiled(lambda y: draw(y, flip, 0.5, per_class=True))(labels)
   np.testing.assert_array_equal(draw.probs[1], [0, 1, 0])
 
 
@@ -514,7 +628,7 @@ def test_a_class_without_examples_has_no_count():
 def test_rates_of_counts_are_checked(rate, per_class):
   with pytest.raises(ValueError, match='rate'):
     noise.fixed_count(
-      KEY, [0, 1], noise.pair_flip(2, 1.0), np.array(rate), per_class=per_class
+      KEY, [0, 1], np.eye(2)[::-1], np.array(rate), per_class=per_class
     )
   with pytest.raises(ValueError, match='rate'):
     noise.fixed_count(
@@ -522,17 +636,22 @@ def test_rates_of_counts_are_checked(rate, per_class):
     )
 
 
+@compiled
+def in_place(labels, rate):
+  return noise.cifar10_asymmetric_in_place(KEY, labels, rate)
+
+
 @pytest.mark.parametrize('rate', [0.0, 0.1, 0.4, 1.0])
 def test_in_place_noise_turns_cats_back(rate):
   labels = np.arange(N) % 10
-  draw = noise.cifar10_asymmetric_in_place(KEY, labels, rate)
+  draw = in_place(labels, rate)
   assert moves(draw.probs).keys() == (
     {2, 3, 4, 5, 9} if 0 < rate < 1 else ({2, 4, 5, 9} if rate else set())
   )
   wrong = 1 - np.diag(draw.probs)
   expected = [0, 0, rate, rate * (1 - rate), rate, rate, 0, 0, 0, rate]
   np.testing.assert_allclose(wrong, expected, atol=1e-6)
-  assert_drawn(draw.labels, np.asarray(draw.probs)[labels])
+  assert_drawn(draw.labels, draw.probs[labels])
   np.testing.assert_array_equal(draw.flipped, draw.labels != labels)
   # The official loop, in numpy: its rates are these, class by class.
   official, rng = labels.copy(), np.random.default_rng(0)
@@ -540,7 +659,7 @@ def test_in_place_noise_turns_cats_back(rate):
     index = rng.permutation(np.flatnonzero(official == i))
     target = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}.get(i, i)
     official[index[: int(np.ceil(rate * len(index)))]] = target
-  assert_drawn(official, np.asarray(draw.probs)[labels])
+  assert_drawn(official, draw.probs[labels])
 
 
 def test_in_place_noise_checks_its_input():
@@ -555,7 +674,8 @@ def test_in_place_noise_checks_its_input():
 
 def test_empirical_transition_and_rate():
   clean, draw = LABELS, drawn('corrupt')
-  counted = noise.empirical_transition(clean, draw.labels, C)
+  count = compiled(lambda *labels: noise.empirical_transition(*labels, C))
+  counted = count(clean, draw.labels)
   np.testing.assert_allclose(counted, draw.probs, atol=0.1)
   np.testing.assert_allclose(counted.sum(1), 1, rtol=1e-6)
   by_hand = [
@@ -600,29 +720,46 @@ def test_rates_of_bad_labels(clean, noisy):
 # --- extremes ----------------------------------------------------------------
 
 
+@compiled
+def smallest(rate):
+  """What all draws give for one example of two classes."""
+  one, x, weights = np.array([1]), np.ones((1, 1)), np.ones((2, 1, 2))
+  found = {}
+  for make in (noise.symmetric, noise.pair_flip):
+    drawn = noise.corrupt(KEY, [0], make(2, rate))
+    counted = noise.fixed_count(KEY, one, make(2, 1.0), rate)
+    found[make.__name__] = drawn.labels, counted.labels, counted.flipped
+  rates = jnp.reshape(rate, [1])
+  found['probs'] = noise.part_dependent_probs(x, one, rates, weights)
+  found['parts'] = noise.part_dependent(KEY, x, one, 2, rate).labels
+  found['sets'] = noise.candidate_sets(KEY, one, 2, rate).candidates
+  noisy = noise.noisy_candidate_sets(KEY, one, 2, rate, 1.0)
+  return found | {'noisy sets': noisy.candidates}
+
+
 @pytest.mark.parametrize('rate', [0.0, 1.0])
 def test_one_example_of_two_classes(rate):
   """Rates 0 and 1 are certain, and one example is enough."""
-  wrong = int(rate)
-  for make in (noise.symmetric, noise.pair_flip):
-    assert noise.corrupt(KEY, [0], make(2, rate)).labels.tolist() == [wrong]
-    draw = noise.fixed_count(KEY, [1], make(2, 1.0), rate)
-    assert draw.labels.tolist() == [1 - wrong]
-    assert draw.flipped.tolist() == [bool(wrong)]
-  x, labels = np.ones((1, 1)), np.array([1])
-  weights = np.ones((2, 1, 2))
-  probs = noise.part_dependent_probs(x, labels, np.array([rate]), weights)
-  np.testing.assert_allclose(probs, [[wrong, 1 - wrong]])
-  assert noise.part_dependent(KEY, x, labels, 2, rate).labels.shape == (1,)
-  sets = noise.candidate_sets(KEY, labels, 2, rate)
-  assert sets.candidates.tolist() == [[bool(wrong), True]]
-  sets = noise.noisy_candidate_sets(KEY, labels, 2, rate, 1.0)
-  assert sets.candidates.tolist() == [[True, bool(wrong)]]
+  wrong, found = int(rate), smallest(rate)
+  for make in ('symmetric', 'pair_flip'):
+    drawn, labels, flipped = found[make]
+    assert drawn.tolist() == [wrong]
+    assert labels.tolist() == [1 - wrong]
+    assert flipped.tolist() == [bool(wrong)]
+  np.testing.assert_allclose(found['probs'], [[wrong, 1 - wrong]])
+  assert found['parts'].shape == (1,)
+  assert found['sets'].tolist() == [[bool(wrong), True]]
+  assert found['noisy sets'].tolist() == [[True, bool(wrong)]]
 
 
 def test_no_examples():
   none = np.zeros(0, int)
-  assert noise.corrupt(KEY, none, np.eye(2)).labels.shape == (0,)
-  assert noise.fixed_count(KEY, none, np.eye(2), 0.5).labels.shape == (0,)
-  draw = noise.part_dependent(KEY, np.zeros((0, 3)), none, 2, 0.1)
-  assert draw.probs.shape == (0, 2)
+  run = compiled(
+    lambda x, y: (
+      noise.corrupt(KEY, y, np.eye(2)).labels,
+      noise.fixed_count(KEY, y, np.eye(2), 0.5).labels,
+      noise.part_dependent(KEY, x, y, 2, 0.1).probs,
+    )
+  )
+  shapes = [found.shape for found in run(np.zeros((0, 3)), none)]
+  assert shapes == [(0,), (0,), (0, 2)]
