@@ -34,15 +34,18 @@ SMALL = {
   'wide': (WideResNet(3, 10, 1, slope=0.1, momentum=0.999), 64),
   'wide_relu': (WideResNet(3, 10, 1), 64),
 }
-each_net = pytest.mark.parametrize('name', SMALL)
 
 
-X = jax.random.normal(KEY, (8, 8, 7, 3))
-"""One even and one odd side: strides pad alike at both ends."""
+def at_first(*names, of=tuple(SMALL)):
+  """These networks at once, the others in the slow stage."""
+  others = sorted(set(of) - set(names))
+  slow = [pytest.param(name, marks=pytest.mark.slow) for name in others]
+  return pytest.mark.parametrize('name', [*names, *slow])
 
 
-def keys_of(b):
-  return example_keys(KEY, jnp.arange(b))
+# One even and one odd side: strides pad alike at both ends.
+X = np.random.default_rng(0).normal(size=(8, 8, 7, 3)).astype(np.float32)
+KEYS = jax.jit(example_keys)(KEY, np.arange(8))
 
 
 def drawn(tree, seed):
@@ -51,7 +54,7 @@ def drawn(tree, seed):
 
   def draw(a):
     sign = rng.choice([-1, 1], a.shape)
-    return jnp.float32(sign * rng.uniform(0.15, 0.45, a.shape))
+    return np.float32(sign * rng.uniform(0.15, 0.45, a.shape))
 
   return jax.tree.map(draw, tree)
 
@@ -60,17 +63,21 @@ def weights(name, seed=1):
   """Parameters and statistics, without compiling an initialization."""
   model = from_linen(SMALL[name][0], X.shape[1:])
   params, stats = jax.eval_shape(model.init, KEY)
-  return drawn(params, seed), jax.tree.map(jnp.abs, drawn(stats, seed + 1))
+  return drawn(params, seed), jax.tree.map(np.abs, drawn(stats, seed + 1))
 
 
 @functools.cache
 def applied(name, train, dtype=None):
   """The compiled pass of a network, for the inputs X: one for all tests."""
   model = from_linen(SMALL[name][0].copy(dtype=dtype), X.shape[1:])
-  keys = keys_of(len(X))
   return jax.jit(
-    lambda params, stats: model.apply(params, stats, X, keys, train)
+    lambda params, stats: model.apply(params, stats, X, KEYS, train)
   )
+
+
+@functools.cache
+def passed(name, train, dtype=None):
+  return jax.device_get(applied(name, train, dtype)(*weights(name)))
 
 
 # --- sizes -------------------------------------------------------------------
@@ -142,9 +149,13 @@ def wide_resnet(depth, k, classes):
   ('name', 'classes', 'table', 'expected', 'features'),
   [
     ('cnn8', 10, cnn8(10), 1_639_794, 256),
-    ('cnn8', 100, cnn8(100), 1_662_924, 256),
+    pytest.param(
+      'cnn8', 100, cnn8(100), 1_662_924, 256, marks=pytest.mark.slow
+    ),
     ('resnet34', 10, resnet34(10), 21_282_122, 512),
-    ('resnet34', 100, resnet34(100), 21_328_292, 512),
+    pytest.param(
+      'resnet34', 100, resnet34(100), 21_328_292, 512, marks=pytest.mark.slow
+    ),
     (
       'preact_resnet18',
       10,
@@ -152,31 +163,48 @@ def wide_resnet(depth, k, classes):
       11_171_274,
       512,
     ),
-    (
+    pytest.param(
       'preact_resnet18',
       100,
       dividemix_preact((2, 2, 2, 2), 100),
       11_217_444,
       512,
+      marks=pytest.mark.slow,
     ),
-    (
+    pytest.param(
       'preact_resnet34',
       10,
       dividemix_preact((3, 4, 6, 3), 10),
       21_279_434,
       512,
+      marks=pytest.mark.slow,
     ),
-    (
+    pytest.param(
       'preact_resnet34',
       100,
       dividemix_preact((3, 4, 6, 3), 100),
       21_325_604,
       512,
+      marks=pytest.mark.slow,
     ),
     ('wide_resnet28_2', 10, wide_resnet(28, 2, 10), 1_467_610, 128),
-    ('wide_resnet28_2', 100, wide_resnet(28, 2, 100), 1_479_220, 128),
+    pytest.param(
+      'wide_resnet28_2',
+      100,
+      wide_resnet(28, 2, 100),
+      1_479_220,
+      128,
+      marks=pytest.mark.slow,
+    ),
     ('wide_resnet28_10', 10, wide_resnet(28, 10, 10), 36_479_194, 640),
-    ('wide_resnet28_10', 100, wide_resnet(28, 10, 100), 36_536_884, 640),
+    pytest.param(
+      'wide_resnet28_10',
+      100,
+      wide_resnet(28, 10, 100),
+      36_536_884,
+      640,
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_sizes_are_those_of_the_official_codes(
@@ -327,11 +355,9 @@ class Reference:
   wide_relu = wide
 
 
-@each_net
-@pytest.mark.parametrize('train', [True, False])
-def test_equations_are_those_of_the_paper(name, train):
+def check_equations(name, train):
   params, stats = weights(name)
-  found, new = applied(name, train)(params, stats)
+  found, new = passed(name, train)
   slope = getattr(SMALL[name][0], 'slope', 0.0)
   reference = Reference(params, stats, train, slope)
   logits, features = getattr(reference, name)(np.asarray(X, np.float64))
@@ -342,18 +368,28 @@ def test_equations_are_those_of_the_paper(name, train):
     jax.tree.map(np.testing.assert_array_equal, new, stats)
 
 
+@at_first('cnn8', 'resnet', 'preact', 'preact_identity', 'wide')
+def test_equations_in_training_are_those_of_the_paper(name):
+  check_equations(name, train=True)
+
+
+@at_first('preact')
+def test_equations_of_the_evaluation_are_those_of_the_paper(name):
+  check_equations(name, train=False)
+
+
 @pytest.mark.parametrize(
   ('name', 'first', 'momentum'),
   [
     ('resnet', None, 0.9),
     ('preact', None, 0.9),
     ('wide', 'PreActBlock_0', 0.999),
-    ('wide_relu', 'PreActBlock_0', 0.9),
+    pytest.param('wide_relu', 'PreActBlock_0', 0.9, marks=pytest.mark.slow),
   ],
 )
 def test_running_statistics_move_as_in_pytorch(name, first, momentum):
   params, stats = weights(name)
-  _, new = applied(name, True)(params, stats)
+  _, new = passed(name, True)
   h = Reference(params, stats, True).conv(0, np.asarray(X, np.float64))
   old, new = (s['batch_stats'] for s in (stats, new))
   if first:
@@ -368,7 +404,12 @@ def test_running_statistics_move_as_in_pytorch(name, first, momentum):
   ('module', 'path', 'expected'),
   [
     # PyTorch's default: U(-a, a) with a = 1 / sqrt(fan in).
-    (ResNet(3, (1,)), ('BasicBlock_0', 'Conv_1'), (3 * 576) ** -0.5),
+    pytest.param(
+      ResNet(3, (1,)),
+      ('BasicBlock_0', 'Conv_1'),
+      (3 * 576) ** -0.5,
+      marks=pytest.mark.slow,
+    ),
     (PreActResNet(3, (1,)), ('PreActBlock_0', 'Conv_0'), (3 * 576) ** -0.5),
     # N(0, 2 / fan out).
     (WideResNet(3, 10, 2), ('PreActBlock_1', 'Conv_0'), (2 / 576) ** 0.5),
@@ -399,18 +440,18 @@ def test_kernels_start_as_in_the_official_codes(module, path, expected):
 # --- behavior ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['cnn8', 'resnet', 'preact', 'wide'])
+@at_first('preact', of=('cnn8', 'resnet', 'preact', 'wide'))
 def test_a_few_steps_decrease_the_loss(name):
   model = from_linen(SMALL[name][0], X.shape[1:])
   tx = optax.sgd(0.05, 0.9)
   batch = {
     'x': X,
-    'labels': jnp.arange(8) % 3,
-    'weight': jnp.ones(8),
-    'index': jnp.arange(8),
+    'labels': np.arange(8) % 3,
+    'weight': np.ones(8, np.float32),
+    'index': np.arange(8),
   }
   params, stats = weights(name)
-  state = State(jnp.int32(0), params, stats, tx.init(params))
+  state = State(jnp.int32(0), params, stats, jax.jit(tx.init)(params))
   step = jax.jit(supervised(ce, model, tx).step)
   values = []
   for i in range(20):
@@ -419,21 +460,20 @@ def test_a_few_steps_decrease_the_loss(name):
   assert values[-1] < 0.8 * values[0], values
 
 
-@each_net
+@at_first('preact')
 def test_bfloat16_is_close_to_float32(name):
-  params, stats = weights(name)
-  expected, new = applied(name, True)(params, stats)
-  found, new_low = applied(name, True, jnp.bfloat16)(params, stats)
+  expected, new = passed(name, True)
+  found, new_low = passed(name, True, jnp.bfloat16)
   for a, b in zip(found[:2], expected[:2], strict=True):
     assert a.dtype == jnp.bfloat16
-    error = jnp.linalg.norm(a.astype(jnp.float32) - b)
-    assert error < 0.05 * jnp.linalg.norm(b)
+    error = np.linalg.norm(a.astype(np.float32) - b)
+    assert error < 0.05 * np.linalg.norm(b)
   for a, b in zip(*map(jax.tree.leaves, (new_low, new)), strict=True):
     assert a.dtype == jnp.float32
     np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
 
 
-@each_net
+@at_first('preact')
 def test_networks_are_mapped_over_seeds(name):
   model = from_linen(SMALL[name][0], X.shape[1:])
   one = jax.eval_shape(model.init, KEY)
@@ -442,10 +482,10 @@ def test_networks_are_mapped_over_seeds(name):
     lambda a: a.shape, many
   )
   seeds = [weights(name, seed) for seed in (1, 3)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
   together = jax.jit(jax.vmap(applied(name, True)))(*stacked)
   alone = [applied(name, True)(*seed) for seed in seeds]
-  alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  alone = jax.tree.map(lambda *leaves: np.stack(leaves), *alone)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
     together,
@@ -454,14 +494,20 @@ def test_networks_are_mapped_over_seeds(name):
 
 
 @pytest.mark.parametrize(
-  ('name', 'check_vma'), [('resnet', True), ('preact', True), ('wide', False)]
+  ('name', 'check_vma'),
+  [
+    ('preact', True),
+    pytest.param('resnet', True, marks=pytest.mark.slow),
+    pytest.param('wide', False, marks=pytest.mark.slow),
+  ],
 )
 def test_statistics_are_of_the_global_batch(name, check_vma):
   model = from_linen(SMALL[name][0], X.shape[1:])
   params, stats = weights(name)
   # A device has one example: by its own statistics it would say otherwise.
-  alone, _ = model.apply(params, stats, X[:1], keys_of(1), True)
-  expected = applied(name, True)(params, stats)
+  run = jax.jit(lambda x, keys: model.apply(params, stats, x, keys, True))
+  alone, _ = run(X[:1], KEYS[:1])
+  expected = passed(name, True)
   assert (abs(alone.logits - expected[0].logits[:1]) > 0.03).any()
   apply = jax.shard_map(
     lambda x, keys: model.apply(params, stats, x, keys, True),
@@ -472,7 +518,7 @@ def test_statistics_are_of_the_global_batch(name, check_vma):
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-    jax.jit(apply)(X, keys_of(8)),
+    jax.jit(apply)(X, KEYS),
     expected,
   )
 
@@ -483,7 +529,7 @@ def test_wide_networks_drop_units_by_the_example_key_and_by_block():
   shapes = jax.eval_shape(from_linen(module, (8, 8, 3)).init, KEY)
   params, stats = (
     drawn(shapes[0], 1),
-    jax.tree.map(jnp.abs, drawn(shapes[1], 2)),
+    jax.tree.map(np.abs, drawn(shapes[1], 2)),
   )
 
   @jax.jit
@@ -500,13 +546,13 @@ def test_wide_networks_drop_units_by_the_example_key_and_by_block():
     blocks = [new['intermediates'][f'PreActBlock_{i}'] for i in range(2)]
     return outputs.logits, [b['Dropout_0']['__call__'][0] != 0 for b in blocks]
 
-  x, keys = jax.random.normal(KEY, (4, 8, 8, 3)), keys_of(8)
-  logits, (first, second) = apply(x, keys[:4])
+  x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+  logits, (first, second) = jax.device_get(apply(x, KEYS[:4]))
   assert float(first.mean()) == pytest.approx(0.6, abs=0.03)
   assert float((first != second).mean()) == pytest.approx(0.48, abs=0.03)
-  order = jnp.array([2, 0, 3, 1])
-  again, (first_again, _) = apply(x[order], keys[order])
+  order = np.array([2, 0, 3, 1])
+  again, (first_again, _) = apply(x[order], KEYS[order])
   np.testing.assert_array_equal(first_again, first[order])
   np.testing.assert_allclose(again, logits[order], rtol=1e-3, atol=1e-4)
-  _, (other, _) = apply(x, keys[4:])
+  _, (other, _) = jax.device_get(apply(x, KEYS[4:]))
   assert (other != first).any()

@@ -19,34 +19,60 @@ from jnl.steps import supervised
 from jnl.train import data_mesh
 
 KEY = jax.random.key(0)
-LENGTH = 7
-NGRAM = NgramClassifier(3, buckets=40, width=6, dropout=0.5)
-TRANSFORMER = TextTransformer(
-  3, buckets=40, length=12, width=8, heads=2, layers=1, dropout=0.3
-)
-both = pytest.mark.parametrize(
-  'net', [NGRAM, TRANSFORMER], ids=['ngram', 'transformer']
-)
+LENGTH, LONGER = 7, 12
+NETS = {
+  'ngram': NgramClassifier(3, buckets=40, width=6, dropout=0.5),
+  'transformer': TextTransformer(
+    3, buckets=40, length=LONGER, width=8, heads=2, layers=1, dropout=0.3
+  ),
+}
+NGRAM, TRANSFORMER = NETS.values()
+both = pytest.mark.parametrize('name', NETS)
 # Texts of 7, 4, 1 and 0 tokens, and 4 more.
-IDS = jax.random.randint(KEY, (8, LENGTH), 1, 40)
-COUNTS = jnp.array([7, 4, 1, 0, 7, 6, 2, 5])
-IDS = jnp.where(jnp.arange(LENGTH) < COUNTS[:, None], IDS, 0)
+COUNTS = np.array([7, 4, 1, 0, 7, 6, 2, 5])
+IDS = np.random.default_rng(0).integers(1, 40, (8, LENGTH), np.int32)
+IDS = np.where(np.arange(LENGTH) < COUNTS[:, None], IDS, 0)
+PADDED = np.pad(IDS, ((0, 0), (0, LONGER - LENGTH)))
+KEYS = jax.jit(example_keys)(KEY, np.arange(8))
 
 
-def keys_of(b):
-  return example_keys(KEY, jnp.arange(b))
-
-
-def initialized(net):
-  model = from_linen(net, (LENGTH,))
-  model = model._replace(apply=jax.jit(model.apply, static_argnums=4))
-  params, stats = jax.jit(model.init)(KEY)
+@functools.cache
+def initialized(name, dtype=None):
+  """The model, and parameters away from zero, so that biases count, too."""
+  model = from_linen(NETS[name].clone(dtype=dtype), (LENGTH,))
+  shapes, stats = jax.eval_shape(model.init, KEY)
   assert stats == {}
-  # Away from zero, so that biases count, too.
-  params = jax.tree.map(
-    lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params
-  )
-  return model, params
+  rng = np.random.default_rng(1)
+  draw = lambda a: 0.5 * rng.normal(size=a.shape).astype(a.dtype)
+  return model, jax.tree.map(draw, shapes)
+
+
+@functools.cache
+def applied(name, dtype=None):
+  """Outputs by ids [8, L] and keys, evaluated and trained: compiled once an L.
+
+  With gradients of the sum of the logits where L is LONGER.
+  """
+  model, params = initialized(name, dtype)
+
+  @jax.jit
+  def program(ids, keys):
+    def total(params, train):
+      outputs, _ = model.apply(params, {}, ids, keys, train)
+      return outputs.logits.sum(), outputs
+
+    if ids.shape[1] == LENGTH:
+      return {train: total(params, train)[1] for train in (False, True)}
+    grad = jax.grad(total, has_aux=True)
+    return {train: grad(params, train) for train in (False, True)}
+
+  return lambda ids, keys=KEYS: jax.device_get(program(ids, keys))
+
+
+@functools.cache
+def said(name):
+  """Of IDS, evaluated (False) and trained (True)."""
+  return applied(name)(IDS)
 
 
 def assert_close(a, b):
@@ -68,82 +94,81 @@ def test_the_networks_have_the_parameters_of_their_description():
 
 
 @both
-def test_shapes(net):
-  model, params = initialized(net)
-  outputs, _ = model.apply(params, {}, IDS, None, False)
+def test_shapes(name):
+  model, params = initialized(name)
+  outputs = said(name)[False]
   assert outputs.logits.shape == (8, 3)
-  assert outputs.features.shape == (8, net.width)
-  # As arrays of one's own come, through from_arrays.
-  again, _ = model.apply(params, {}, IDS.astype(jnp.float32), None, False)
+  assert outputs.features.shape == (8, NETS[name].width)
+  # As arrays of one's own come, through from_arrays; without keys.
+  evaluate = jax.jit(lambda ids: model.apply(params, {}, ids, None, False)[0])
+  again = evaluate(IDS.astype(np.float32))
   jax.tree.map(np.testing.assert_array_equal, outputs, again)
 
 
 def test_the_ngram_net_is_a_mean_of_embeddings_and_a_dense_layer():
-  model, params = initialized(NGRAM)
-  outputs, _ = model.apply(params, {}, IDS, None, False)
+  _, params = initialized('ngram')
+  outputs = said('ngram')[False]
   table, dense = params['Embed_0']['embedding'], params['Dense_0']
   for row, count, logits, features in zip(
     IDS, COUNTS, *outputs[:2], strict=True
   ):
-    expected = table[row[:count]].mean(0) if count else jnp.zeros(6)
+    expected = table[row[:count]].mean(0) if count else np.zeros(6)
     assert_close(features, expected)
     assert_close(logits, expected @ dense['kernel'] + dense['bias'])
 
 
 @both
 @pytest.mark.parametrize('train', [False, True])
-def test_padding_changes_nothing(net, train):
-  model, params = initialized(net)
-  short = model.apply(params, {}, IDS, keys_of(8), train)
-  padded = jnp.pad(IDS, ((0, 0), (0, 5)))
-  assert_close(model.apply(params, {}, padded, keys_of(8), train), short)
+def test_padding_changes_nothing(name, train):
+  gradient, padded = applied(name)(PADDED)[train]
+  assert_close(padded, said(name)[train])
   # And its embedding and position get no gradient.
-  loss = lambda params, ids: model.apply(params, {}, ids, keys_of(8), train)[
-    0
-  ].logits.sum()
-  gradient = jax.jit(jax.grad(loss))(params, padded)
   assert (gradient['Embed_0']['embedding'][0] == 0).all()
   assert (gradient['Embed_0']['embedding'][1:] != 0).any()
-  if net is TRANSFORMER:
+  if name == 'transformer':
     assert (gradient['position'][LENGTH:] == 0).all()
     assert (gradient['position'][:LENGTH] != 0).any()
 
 
 @both
-@pytest.mark.parametrize('dtype', [None, jnp.bfloat16])
-def test_a_row_of_padding_is_finite_and_has_no_features(net, dtype):
-  model, params = initialized(net.clone(dtype=dtype))
-  ids = jnp.zeros((2, LENGTH), jnp.int32)
-  loss = lambda params: model.apply(params, {}, ids, keys_of(2), True)[
-    0
-  ].logits.sum()
-  value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-  assert jnp.isfinite(value)
-  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
-  outputs, _ = model.apply(params, {}, ids, None, False)
-  assert (outputs.features == 0).all()
-  assert outputs.logits.dtype == (dtype or jnp.float32)
+@pytest.mark.parametrize(
+  'dtype', [None, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
+def test_a_row_of_padding_is_finite_and_has_no_features(name, dtype):
+  nothing = applied(name, dtype)(np.zeros_like(PADDED))
+  gradient, trained = nothing[True]
+  assert np.isfinite(trained.logits.sum())
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+  _, evaluated = nothing[False]
+  assert (evaluated.features == 0).all()
+  assert evaluated.logits.dtype == (dtype or jnp.float32)
+
+
+@both
+def test_bfloat16_computes_low_and_keeps_parameters_high(name):
+  model, params = initialized(name, jnp.bfloat16)
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+  apply = lambda params: model.apply(params, {}, IDS, None, False)[0]
+  assert jax.eval_shape(apply, params).logits.dtype == jnp.bfloat16
 
 
 @both
-def test_dropout_depends_on_the_keys_of_examples_alone(net):
-  model, params = initialized(net)
-  dropped, _ = model.apply(params, {}, IDS, keys_of(8), True)
-  plain, _ = model.apply(params, {}, IDS, None, False)
-  other = example_keys(jax.random.key(2), jnp.arange(8))
-  for different in (plain, model.apply(params, {}, IDS, other, True)[0]):
-    assert (jnp.abs(dropped.logits - different.logits) > 1e-3).any()
-  order = jnp.array([5, 0, 4])
-  some, _ = model.apply(params, {}, IDS[order], keys_of(8)[order], True)
-  assert_close(some, jax.tree.map(lambda a: a[order], dropped))
+def test_dropout_depends_on_the_keys_of_examples_alone(name):
+  plain, dropped = (said(name)[train].logits for train in (False, True))
+  others = jax.jit(example_keys)(jax.random.key(2), np.arange(8))
+  for different in (plain, applied(name)(IDS, others)[True].logits):
+    assert (np.abs(dropped - different) > 1e-3).any()
+  order = np.array([5, 0, 4, 4, 4, 4, 4, 4])
+  some = applied(name)(IDS[order], KEYS[order])[True]
+  assert_close(some, jax.tree.map(lambda a: a[order], said(name)[True]))
 
 
 @both
-@pytest.mark.parametrize('how', ['jit', 'shard_map'])
-def test_eight_devices_give_the_numbers_of_one(net, how):
-  model, params = initialized(net)
-  expected, _ = model.apply(params, {}, IDS, keys_of(8), True)
+@pytest.mark.parametrize(
+  'how', [pytest.param('jit', marks=pytest.mark.slow), 'shard_map']
+)
+def test_eight_devices_give_the_numbers_of_one(name, how):
+  model, params = initialized(name)
   mesh = data_mesh()
   apply = lambda ids, keys: model.apply(params, {}, ids, keys, True)[0]
   if how == 'shard_map':
@@ -151,33 +176,35 @@ def test_eight_devices_give_the_numbers_of_one(net, how):
       apply, mesh=mesh, in_specs=P('data'), out_specs=P('data')
     )
   split = NamedSharding(mesh, P('data'))
-  found = jax.jit(apply)(*jax.device_put((IDS, keys_of(8)), split))
-  assert_close(found, expected)
+  found = jax.jit(apply)(*jax.device_put((IDS, KEYS), split))
+  assert_close(found, said(name)[True])
 
 
-def test_order_matters_to_the_transformer_alone():
-  for net, matters in ((NGRAM, False), (TRANSFORMER, True)):
-    model, params = initialized(net)
-    first, _ = model.apply(params, {}, IDS[:1], None, False)
-    turned, _ = model.apply(params, {}, IDS[:1, ::-1], None, False)
-    difference = float(jnp.abs(first.logits - turned.logits).max())
-    assert (difference > 1e-3) == matters
+@both
+def test_order_matters_to_the_transformer_alone(name):
+  turned = np.concatenate([IDS[:1, ::-1], IDS[1:]])
+  first, second = said(name)[False], applied(name)(turned)[False]
+  difference = np.abs(first.logits[0] - second.logits[0]).max()
+  assert (difference > 1e-3) == (name == 'transformer')
 
 
 def test_bad_sizes_are_named():
-  model, params = initialized(TRANSFORMER)
+  model, params = initialized('transformer')
+  apply = lambda ids, train: jax.eval_shape(
+    lambda params: model.apply(params, {}, ids, None, train), params
+  )
   with pytest.raises(ValueError, match=r'x has 13 tokens.* length = 12'):
-    model.apply(params, {}, jnp.ones((1, 13), jnp.int32), None, False)
+    apply(np.ones((1, 13), np.int32), False)
   with pytest.raises(ValueError, match='heads must divide width = 8, got 3'):
-    from_linen(TRANSFORMER.clone(heads=3), (LENGTH,)).init(KEY)
+    jax.eval_shape(from_linen(TRANSFORMER.clone(heads=3), (LENGTH,)).init, KEY)
   with pytest.raises(ValueError, match='keys must be given'):
-    model.apply(params, {}, IDS, None, True)
+    apply(IDS, True)
 
 
 def test_masked_mean_leaves_nan_out():
-  x = jnp.array([[1.0, jnp.nan], [3.0, 5.0]])[..., None]
-  mask = jnp.array([[True, False], [True, True]])
-  assert masked_mean(x, mask).tolist() == [[1.0], [4.0]]
+  x = np.array([[1.0, np.nan], [3.0, 5.0]], np.float32)[..., None]
+  mask = np.array([[True, False], [True, True]])
+  assert jax.jit(masked_mean)(x, mask).tolist() == [[1.0], [4.0]]
 
 
 def test_names_and_ids_fit_each_other():
@@ -216,11 +243,12 @@ def toy(n, seed):
   ('net', 'ids', 'rate', 'epochs'),
   [
     (NgramClassifier(2, 512), functools.partial(ngram_ids, length=24), 1e-2, 6),
-    (
+    pytest.param(
       TextTransformer(2, 64, length=12, layers=1),
       functools.partial(token_ids, length=12),
       5e-3,
       8,
+      marks=pytest.mark.slow,
     ),
   ],
   ids=['ngram', 'transformer'],
