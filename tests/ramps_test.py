@@ -1,5 +1,7 @@
 """Ramps: ends, lengths of zero, tracing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,35 +18,54 @@ RAMPS = [
 every_ramp = pytest.mark.parametrize(('ramp', 'first', 'last'), RAMPS)
 
 
+@functools.cache
+def ramped():
+  """Values by name of the ramp, in one program."""
+
+  def values(ramp):
+    return {
+      'ends': ramp(np.array([0, 10, 25]), 10),
+      'rise': ramp(np.arange(41), 40),
+      'zero': ramp(np.arange(3), 0),
+      'slope': jax.grad(lambda s: ramp(s, 0))(1.0),
+      'one': [ramp(jnp.int32(3), length) for length in (0, 7)],
+    }
+
+  program = jax.jit(lambda: {ramp.__name__: values(ramp) for ramp, *_ in RAMPS})
+  return program()
+
+
 @every_ramp
 def test_ends_and_beyond(ramp, first, last):
-  values = ramp(jnp.array([0, 10, 25]), 10)
+  values = ramped()[ramp.__name__]['ends']
   np.testing.assert_allclose(values, [first, last, last], rtol=1e-6, atol=1e-7)
 
 
 @every_ramp
 def test_monotone(ramp, first, last):
-  steps = np.diff(ramp(jnp.arange(41), 40))
+  steps = np.diff(ramped()[ramp.__name__]['rise'])
   assert (steps * np.sign(last - first) > 0).all()
 
 
 @every_ramp
 def test_length_zero_is_one(ramp, first, last):
   del first, last
-  np.testing.assert_array_equal(ramp(jnp.arange(3), 0), np.ones(3))
-  slope = jax.grad(lambda s: ramp(s, 0))(1.0)
-  assert np.isfinite(slope)
+  values = ramped()[ramp.__name__]
+  np.testing.assert_array_equal(values['zero'], np.ones(3))
+  assert np.isfinite(values['slope'])
 
 
 @every_ramp
 def test_traced_as_eager_and_strongly_typed(ramp, first, last):
   del first, last
-  for length in (0, 7):
-    traced = jax.jit(ramp)(jnp.int32(3), length)
-    np.testing.assert_allclose(traced, ramp(3, length), rtol=1e-6)
+  for length, traced in zip(
+    (0, 7), ramped()[ramp.__name__]['one'], strict=True
+  ):
+    eager = ramp(3, length)
+    np.testing.assert_allclose(traced, eager, rtol=1e-6)
     assert traced.dtype == jnp.float32
     assert not traced.weak_type
-    assert not ramp(3, length).weak_type
+    assert not eager.weak_type
 
 
 @every_ramp

@@ -1,9 +1,10 @@
 """Averaged methods: the average, and that training goes on without it."""
 
+import functools
+
 from contract import SHARDS, Contract, N, network, optimizer
 from fixture_methods import co_divide
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -29,45 +30,85 @@ def plain():
   return supervised(losses.ce, from_linen(net, (4,)), optax.sgd(0.5))
 
 
-def steps(method, count=3):
-  states = [jax.jit(method.init)(KEY)]
-  step = jax.jit(method.step)
-  for _ in range(count):
-    states.append(step(states[-1], BATCH, KEY)[0])
-  return states
+DECAYS = (0.0, 0.8, 1.0)
+
+
+@functools.cache
+def ran():
+  """States of the plain method, of an averaged one, of several decays at once.
+
+  The first one, and those after each of three steps.
+  """
+  inner = plain()
+  init = jax.jit(inner.init)
+
+  def walk(step, state):
+    states, step = [state], jax.jit(step)
+    for _ in range(3):
+      states.append(step(states[-1], BATCH, KEY)[0])
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+  def step(state, batch, key, decay=0.8):
+    return averaged(inner, decay=decay).step(state, batch, key)
+
+  def swept(states, batch, key):
+    each = lambda state, decay: step(state, batch, key, decay)
+    return jax.vmap(each)(states, np.float32(DECAYS))
+
+  first = init(KEY)
+  started = first._replace(extra=Averaged(first.params, ()))
+  several = jax.tree.map(lambda a: np.stack([a] * len(DECAYS)), started)
+  states = walk(swept, several)
+  by_decay = jax.tree.map(lambda a: a.swapaxes(0, 1), states)
+  return walk(inner.step, first), walk(step, started), by_decay
+
+
+def at(states, *place):
+  return jax.tree.map(lambda a: a[place], states)
 
 
 def equal(a, b, rtol=0.0):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), a, b)
 
 
+def test_the_average_starts_where_training_does():
+  start = jax.jit(averaged(plain()).init)(KEY)
+  assert isinstance(start.extra, Averaged)
+  equal(start.extra.params, start.params)
+
+
 def test_the_average_follows_and_training_does_not_know():
-  inner = plain()
-  expected, found = steps(inner), steps(averaged(inner, decay=0.8))
-  average = expected[0].params
-  for e, f in zip(expected, found, strict=True):
-    equal(e, student(f), 1e-6)
-    average = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, average, e.params)
-    equal(average, f.extra.params, 1e-5)
+  plainly, found, _ = ran()
+  equal(plainly, student(found), 1e-6)
+  average = at(plainly, 0).params
+  for i in range(4):
+    params = at(plainly, i).params
+    average = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, average, params)
+    equal(average, at(found, i).extra.params, 1e-5)
 
 
 def test_predicts_with_the_average_and_current_statistics():
   inner = plain()
   method = averaged(inner, decay=0.8)
-  state = steps(method)[-1]
-  with_average = student(state)._replace(params=state.extra.params)
-  expected = inner.predict(with_average, BATCH['x'])
-  found = method.predict(state, BATCH['x'])
+
+  @jax.jit
+  def program(state):
+    with_average = student(state)._replace(params=state.extra.params)
+    return (
+      inner.predict(with_average, BATCH['x']),
+      method.predict(state, BATCH['x']),
+      inner.predict(student(state), BATCH['x']),
+    )
+
+  expected, found, of_student = jax.device_get(program(at(ran()[1], -1)))
   equal(expected, found)
-  assert np.abs(
-    found.logits - inner.predict(student(state), BATCH['x']).logits
-  ).max() > 1e-3  # fmt: skip
+  assert np.abs(found.logits - of_student.logits).max() > 1e-3
 
 
 @pytest.mark.parametrize(('decay', 'follows'), [(0.0, -1), (1.0, 0)])
 def test_limits(decay, follows):
-  states = steps(averaged(plain(), decay=decay))
-  equal(states[-1].extra.params, states[follows].params)
+  states = at(ran()[2], DECAYS.index(decay))
+  equal(at(states, -1).extra.params, at(states, follows).params)
 
 
 def test_the_inner_refit_sees_and_changes_what_is_trained():
@@ -84,9 +125,14 @@ def test_the_inner_refit_sees_and_changes_what_is_trained():
   method = averaged(
     Method(*inner[:3], Refit(collect, update, lambda epoch: epoch > 3))
   )
-  state = steps(method)[-1]
-  found = method.refit.collect(state, BATCH, KEY)
-  equal(found, inner.predict(student(state), BATCH['x']).logits)
+  state = at(ran()[1], -1)
+  found, expected = jax.jit(
+    lambda state: (
+      method.refit.collect(state, BATCH, KEY),
+      inner.predict(student(state), BATCH['x']).logits,
+    )
+  )(state)
+  equal(found, expected)
   new = method.refit.update(state, 10, KEY)
   assert new.step == 13
   assert isinstance(new.extra, Averaged)
@@ -98,15 +144,11 @@ def test_the_inner_refit_sees_and_changes_what_is_trained():
 def test_decay_is_checked_and_may_be_swept():
   with pytest.raises(ValueError, match='decay'):
     averaged(plain(), decay=1.1)
-
-  def logits(decay):
-    method = averaged(plain(), decay=decay)
-    state, _ = method.step(method.init(KEY), BATCH, KEY)
-    return method.predict(state, BATCH['x']).logits
-
-  found = jax.jit(jax.vmap(logits))(jnp.array([0.0, 0.9]))
-  equal(found[1], jax.jit(logits)(0.9), 1e-4)
-  assert np.abs(found[0] - found[1]).max() > 1e-3
+  _, alone, swept = ran()
+  equal(at(swept, DECAYS.index(0.8)), alone, 1e-4)
+  averages = [at(swept, i, -1).extra.params for i in (0, 1)]
+  leaves = zip(*map(jax.tree.leaves, averages), strict=True)
+  assert max(np.abs(a - b).max() for a, b in leaves) > 1e-3
 
 
 class TestContract(Contract):
