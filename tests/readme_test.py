@@ -1,4 +1,4 @@
-"""The README's code runs, and says what it prints."""
+"""The README's code runs, and what it and docs/choose.md name exists."""
 
 import pathlib
 import pkgutil
@@ -8,18 +8,43 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+PAGES = ('README.md', 'docs/choose.md')
+BLOCKS = [
+  (page, code)
+  for page in PAGES
+  for code in re.findall(
+    r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL
+  )
+]
+NAME = r'`(jnl\.[a-z_.0-9]+|[a-z_]+\.[a-z_0-9]+)[`(]'
+NUMBER = r'\b\d\d\.\d \+- \d+\.\d'
+
+
+def without_code(page):
+  text = (ROOT / page).read_text()
+  return re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+
+
+def rows_of(page):
+  return [r for r in without_code(page).splitlines() if r.startswith('|')]
+
+
+def test_the_readme_fits_three_screens():
+  assert TEXT.count('\n') <= 125
 
 
 def test_the_first_example_is_short_and_early():
-  assert TEXT[: TEXT.index(BLOCKS[0])].count('\n') < 10
-  end = TEXT.index(BLOCKS[0]) + len(BLOCKS[0])
+  first = BLOCKS[0][1]
+  assert TEXT[: TEXT.index(first)].count('\n') < 10
+  end = TEXT.index(first) + len(first)
   assert TEXT[:end].count('\n') <= 30
 
 
-@pytest.mark.parametrize('code', BLOCKS, ids=range(len(BLOCKS)))
-def test_code_runs(code, capsys):
-  exec(compile(code, 'README.md', 'exec'), {})
+@pytest.mark.parametrize(
+  ('page', 'code'), BLOCKS, ids=[f'{p}-{i}' for i, (p, _) in enumerate(BLOCKS)]
+)
+def test_code_runs(page, code, capsys):
+  exec(compile(code, page, 'exec'), {})
   printed = capsys.readouterr().out
   if 'print(' in code:
     assert float(printed) > 0.93
@@ -33,12 +58,42 @@ def test_the_two_commands_stand_alone():
     assert f'\n{command}\n' in TEXT
 
 
-def test_the_table_names_what_exists():
-  """Every `call` of the paper table, and every script of its commands."""
-  rows = [r for r in TEXT.splitlines() if r.startswith('|') and '`' in r]
-  assert rows
+@pytest.mark.parametrize('page', PAGES)
+def test_calls_exist(page):
+  names = re.findall(NAME, without_code(page))
+  assert len(names) >= 10
+  for name in names:
+    ours = not name.startswith(('jnl.', 'jax.'))
+    pkgutil.resolve_name('jnl.' + name if ours else name)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_exist(page):
+  text = (ROOT / page).read_text()
+  scripts = re.findall(r'experiments/\w+\.py', text)
+  tests = re.findall(r'pytest (tests/[\w/.]+)', text)
+  assert scripts
+  for file in scripts + tests:
+    assert (ROOT / file).exists(), file
+  links = re.findall(r'\]\((?!https?:)([^)#]+)', text)
+  assert links
+  for link in links:
+    assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_methods_to_choose_from_have_a_number_and_its_command():
+  rows = [r for r in rows_of('README.md') if re.search(NUMBER, r)]
+  assert len(rows) == 10
   for row in rows:
-    for name in re.findall(r'`(jnl\.[a-z_.0-9]+|[a-z_]+\.[a-z_0-9]+)`', row):
-      pkgutil.resolve_name('jnl.' + name.removeprefix('jnl.'))
-    for script in re.findall(r'experiments/\w+\.py', row):
-      assert (ROOT / script).exists()
+    _, _, call, _, command, _ = row.split('|')
+    assert re.search(NAME, call)
+    assert 'python experiments/' in command or 'docs/choose.md#' in command
+
+
+def test_numbers_are_those_of_the_experiments():
+  """As experiments/README.md has them, beside their commands."""
+  measured = re.findall(NUMBER, (ROOT / 'experiments/README.md').read_text())
+  for page in PAGES:
+    numbers = re.findall(NUMBER, '\n'.join(rows_of(page)))
+    assert len(numbers) >= 10
+    assert set(numbers) <= set(measured), page
