@@ -2,15 +2,18 @@
 
 One program holds them all, the values of each and how they change with what the
 examples bring. It runs per device under `jax.shard_map` as it comes, and in the
-global view on an explicit mesh, as `jax.make_mesh` makes it by default.
+global view on an explicit mesh, as `jax.make_mesh` makes it by default; that is
+slow, and the values are also computed in parts, per device.
 """
 
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
+import pytest
 
 from jnl import losses
 from jnl.base import AXIS, global_grad, global_mean
@@ -225,32 +228,53 @@ def mesh_of(devices, axis_type=AxisType.Auto):
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
+def values(losses_by_name, floats, rest):
+  return {
+    name: loss({**floats, **rest}) for name, loss in losses_by_name.items()
+  }
+
+
+def mapped(f, devices=8, **specs):
+  """Per device, as `jax.shard_map` does by default: with its check."""
+  specs = {'in_specs': SPLIT, 'out_specs': SPLIT, **specs}
+  return jax.jit(jax.shard_map(f, mesh=mesh_of(devices), **specs))
+
+
+PARTS = 3
+
+
+@pytest.mark.parametrize('part', range(PARTS))
+def test_what_a_device_computes_does_not_depend_on_the_others(part):
+  """Examples moved to other devices, beside others, have the same values."""
+  some = dict(list(OF_EXAMPLES.items())[part::PARTS])
+  run = mapped(functools.partial(values, some))
+  turned = jax.tree.map(lambda a: np.roll(a, 7, axis=0), (FLOATS, REST))
+  found, again = jax.device_get((run(FLOATS, REST), run(*turned)))
+  assert found.keys() == some.keys()
+  for name, value in found.items():
+    assert value.shape[0] == B, name
+    assert np.all(np.isfinite(value)), name
+    close(again[name], np.roll(value, 7, axis=0), atol=1e-5, err_msg=name)
+
+
 def of_examples(floats, rest):
   """The values of every loss, and their derivatives in one direction.
 
   Forward, which compiles in half the time: of the gradient of an example by
   what it brings itself, the other direction says no more about devices.
   """
-
-  def values(floats):
-    return {
-      name: loss({**floats, **rest}) for name, loss in OF_EXAMPLES.items()
-    }
-
-  return jax.jvp(values, (floats,), (jax.tree.map(jnp.cos, floats),))
+  of = lambda floats: values(OF_EXAMPLES, floats, rest)
+  return jax.jvp(of, (floats,), (jax.tree.map(jnp.cos, floats),))
 
 
+@pytest.mark.slow
 def test_all_losses_per_device_and_on_an_explicit_mesh():
   split = NamedSharding(mesh_of(8, AxisType.Explicit), SPLIT)
   inputs = jax.device_put((FLOATS, REST), split)
   expected, slopes = jax.device_get(jax.jit(of_examples)(*inputs))
-  mapped = jax.shard_map(
-    of_examples, mesh=mesh_of(8), in_specs=SPLIT, out_specs=SPLIT
-  )
-  found, found_slopes = jax.device_get(jax.jit(mapped)(FLOATS, REST))
+  found, found_slopes = jax.device_get(mapped(of_examples)(FLOATS, REST))
   assert found.keys() == OF_EXAMPLES.keys()
   for name, value in found.items():
-    assert value.shape[0] == B, name
     assert np.all(np.isfinite(expected[name])), name
     close(value, expected[name], atol=1e-5, err_msg=name)
     if name not in HELD:
@@ -259,7 +283,7 @@ def test_all_losses_per_device_and_on_an_explicit_mesh():
       close(found_slopes[name], slopes[name], 1e-4, 1e-5 * size, err_msg=name)
 
 
-def coupled(params, x, rest, weights):
+def coupled(some, params, x, rest, weights):
   """Value and gradient by replicated parameters of coupled losses."""
 
   def value_and_grad(loss):
@@ -270,43 +294,67 @@ def coupled(params, x, rest, weights):
     (value, _), gradient = global_grad(of)(params)
     return value, gradient
 
-  return {name: value_and_grad(loss) for name, loss in COUPLED.items()}
+  return {name: value_and_grad(COUPLED[name]) for name in some}
 
 
-def test_coupled_losses_on_eight_six_and_five_devices():
+CLEAN = {
+  **{name: REST[name] for name in ('y', 'counts', 'mask', 'direction')},
+  'bags': FLOATS['bags'],
+  'bag_weights': BAG_WEIGHTS.T,
+  'broken': np.zeros(B, bool),
+}
+BROKEN = {**CLEAN, 'broken': WEIGHTS == 0}
+
+
+@functools.cache
+def on_one_device(some):
+  of = jax.jit(functools.partial(coupled, some))
+  return jax.device_get(of(PARAMS, FLOATS['z'], CLEAN, WEIGHTS))
+
+
+def check_coupled(some, found):
+  expected = on_one_device(some)
+  assert found.keys() == expected.keys()
+  for name, (value, gradient) in found.items():
+    size = np.abs(expected[name][1]).max()
+    assert size > 1e-5, name
+    close(value, expected[name][0], err_msg=name)
+    close(gradient, expected[name][1], atol=3e-5 * size, err_msg=name)
+
+
+# Losses of a batch, and others of a loop or of a derivative of their own.
+TOGETHER, ALONE = tuple(COUPLED)[:5], tuple(COUPLED)[5:]
+SLOW = [
+  pytest.param(some, devices, marks=pytest.mark.slow)
+  for some in (TOGETHER, ALONE)
+  for devices in (8, 6, 5)
+  if (some, devices) != (TOGETHER, 8)
+]
+
+
+@pytest.mark.parametrize(('some', 'devices'), [(TOGETHER, 8), *SLOW])
+def test_coupled_losses_on_several_devices(some, devices):
   """With weights spread unevenly, and NaN in rows of weight 0."""
-  rest = {
-    **{name: REST[name] for name in ('y', 'counts', 'mask', 'direction')},
-    'bags': FLOATS['bags'],
-    'bag_weights': BAG_WEIGHTS.T,
-  }
-  clean = {**rest, 'broken': np.zeros(B, bool)}
-  broken = {**rest, 'broken': WEIGHTS == 0}
-  expected = jax.jit(coupled)(PARAMS, FLOATS['z'], clean, WEIGHTS)
+  run = mapped(
+    functools.partial(coupled, some),
+    devices,
+    in_specs=(WHOLE, SPLIT, SPLIT, SPLIT),
+    out_specs=WHOLE,
+  )
+  check_coupled(some, run(PARAMS, FLOATS['z'], BROKEN, WEIGHTS))
 
-  def agree(found):
-    assert found.keys() == COUPLED.keys()
-    for name, (value, gradient) in found.items():
-      size = np.abs(expected[name][1]).max()
-      assert size > 1e-5, name
-      close(value, expected[name][0], err_msg=name)
-      close(gradient, expected[name][1], atol=3e-5 * size, err_msg=name)
 
-  for devices in (8, 6, 5):
-    mapped = jax.shard_map(
-      coupled,
-      mesh=mesh_of(devices),
-      in_specs=(WHOLE, SPLIT, SPLIT, SPLIT),
-      out_specs=WHOLE,
-    )
-    agree(jax.jit(mapped)(PARAMS, FLOATS['z'], broken, WEIGHTS))
-
+@pytest.mark.slow
+def test_coupled_losses_on_an_explicit_mesh():
   mesh = mesh_of(8, AxisType.Explicit)
   params, rows = (
     jax.device_put(a, NamedSharding(mesh, spec))
     for a, spec in (
       (PARAMS, WHOLE),
-      ((FLOATS['z'], broken, WEIGHTS), SPLIT),
+      ((FLOATS['z'], BROKEN, WEIGHTS), SPLIT),
     )
   )
-  agree(jax.jit(coupled)(params, *rows))
+  for some in (TOGETHER, ALONE):
+    check_coupled(
+      some, jax.jit(functools.partial(coupled, some))(params, *rows)
+    )
