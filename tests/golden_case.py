@@ -1,6 +1,13 @@
-"""A golden file seen in one precision; remembers which numbers were used."""
+"""A golden file seen in one precision; remembers which numbers were used.
 
-import jax.numpy as jnp
+A check is a generator of a `Case`: it yields once what is to be computed, `(
+function, *arguments)`, is sent the results as numpy, and compares them. What
+several files ask for is computed by one program, since compiling is what costs.
+An entry `(check, together)` of a table has a way of its own to compute what its
+check yields for several files, a list.
+"""
+
+import jax
 import numpy as np
 
 OTHER = {'f32': 'f64', 'f64': 'f32'}
@@ -14,14 +21,22 @@ GRADIENT = {'f32': 1e-4, 'f64': 1e-9}
 ABSOLUTE = {'f32': 1e-6, 'f64': 1e-14}
 
 
+def side_by_side(requests):
+  """The results of several `(function, *arguments)`, by one program."""
+  functions = [function for function, *_ in requests]
+  arguments = [own for _, *own in requests]
+  run = lambda every: [f(*own) for f, own in zip(functions, every, strict=True)]
+  return jax.device_get(jax.jit(run)(arguments))
+
+
 class Case:
   """The arrays of a file, cast to one precision."""
 
   def __init__(self, arrays, precision):
     self.arrays, self.precision = arrays, precision
     self.dtype = DTYPES[precision]
-    self.read = set()
-    self.compared = 0
+    self.inputs, self.results = set(), set()
+    self.skipped = set()
 
   def precisions(self):
     """The precisions worth running, from the suffixes of the names.
@@ -40,23 +55,26 @@ class Case:
 
   def __getitem__(self, name):
     """An input: floats in the precision of the case, integers as int32."""
-    self.read.add(name)
+    self.inputs.add(name)
     array = self.arrays[name]
-    if np.issubdtype(array.dtype, np.floating):
-      return jnp.asarray(array, self.dtype)
-    return jnp.asarray(array, jnp.int32)
+    floating = np.issubdtype(array.dtype, np.floating)
+    return np.asarray(array, self.dtype if floating else np.int32)
+
+  def get(self, name):
+    """An input or hyperparameter of a variant that the file may lack."""
+    found = [key for key in (f'hp_{name}', name) if key in self.arrays]
+    return self[found[0]] if found else None
 
   def hp(self, name):
     """A hyperparameter, as a Python number."""
     name = f'hp_{name}' if f'hp_{name}' in self.arrays else name
-    self.read.add(name)
+    self.inputs.add(name)
     return self.arrays[name].item()
 
   def expected(self, name):
     """A result: in the precision of the case, or else the one there is."""
     key = self._key(name)
-    self.read.add(key)
-    self.compared += 1
+    self.results.add(key)
     return self.arrays[key]
 
   def has(self, name):
@@ -70,7 +88,7 @@ class Case:
   def skip(self, *names):
     """Numbers that are not compared; the caller says why."""
     for name in names:
-      self.read |= {k for k in self.arrays if k.startswith(name)}
+      self.skipped |= {k for k in self.arrays if k.startswith(name)}
 
   def unread(self):
     """Names of arrays that were not used, other precisions aside."""
@@ -80,7 +98,8 @@ class Case:
       if name.endswith(OTHER[self.precision])
       and name[:-3] + self.precision in self.arrays
     }
-    return sorted(set(self.arrays) - other - self.read)
+    used = self.inputs | self.results | self.skipped
+    return sorted(set(self.arrays) - other - used)
 
   # Other cases may lack a variant: a number that a file does not have is not
   # compared. That none which it has is left out, `unread` says.
@@ -93,6 +112,23 @@ class Case:
     """Compares gradients."""
     self._compare(actual, name, GRADIENT, scale)
 
+  def close(self, actual, name, *, rtol=1e-7, atol=0.0):
+    """Compares what has tolerances of its own, in whatever precision it is."""
+    if self.has(name):
+      np.testing.assert_allclose(
+        actual, self.expected(name), rtol, atol, err_msg=self._title(name)
+      )
+
+  def equal(self, actual, name):
+    """Compares what is exact."""
+    if self.has(name):
+      np.testing.assert_array_equal(
+        actual, self.expected(name), err_msg=self._title(name)
+      )
+
+  def _title(self, name):
+    return f'{name} ({self.precision})'
+
   def _compare(self, actual, name, tolerance, scale):
     if not self.has(name):
       return
@@ -103,5 +139,5 @@ class Case:
       self.expected(name),
       rtol=tolerance[self.precision],
       atol=ABSOLUTE[self.precision] * scale,
-      err_msg=f'{name} ({self.precision})',
+      err_msg=self._title(name),
     )

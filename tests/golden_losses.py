@@ -1,4 +1,4 @@
-"""Golden checks of `jnl.losses` and `jnl.ramps`."""
+"""Golden checks of `jnl.losses` and `jnl.ramps`; see golden_case.py."""
 
 import functools
 import math
@@ -21,16 +21,17 @@ def _per_example(case, loss, mean=None, scale=1.0):
   """
   z, y = case['logits'], case['labels']
   if mean is None:
-    values, (total, gradient) = _run(_value_and_mean(loss, y), z)
+    values, (total, gradient) = yield _value_and_mean(loss, y), z
   else:
-    values, (total, gradient) = _run(
-      lambda z: (loss(z, y), jax.value_and_grad(mean)(z)), z
+    values, (total, gradient) = yield (
+      lambda z: (loss(z, y), jax.value_and_grad(mean)(z)),
+      z,
     )
   case.value(values, 'loss_per_example', scale)
   case.value(total, 'loss_mean', scale)
-  name = 'grad' if 'grad_f64' in case else 'grad_logits_of_mean'
   # A mean of b values: what cancels is of size 1 / b.
-  case.gradient(gradient, name, scale / len(y))
+  for name in ('grad', 'grad_logits_of_mean'):
+    case.gradient(gradient, name, scale / len(y))
 
 
 def _value_and_mean(loss, y):
@@ -47,24 +48,11 @@ def _value_and_mean(loss, y):
   return run
 
 
-def _run_all(losses_by_name, z, y):
-  """The same of several losses, in one program."""
-  return _run(
-    lambda z: {
-      name: _value_and_mean(loss, y)(z) for name, loss in losses_by_name.items()
-    },
-    z,
-  )
-
-
-def _run(function, *arguments):
-  """Compiled as a whole, which is quicker here than op by op.
-
-  Without optimization, which halves the time of these tests; the property suite
-  compares optimized programs with their ops.
-  """
-  options = {'xla_backend_optimization_level': 0}
-  return jax.jit(function, compiler_options=options)(*arguments)
+def _all(losses_by_name, z, y):
+  """The same of several losses."""
+  return lambda z: {
+    name: _value_and_mean(loss, y)(z) for name, loss in losses_by_name.items()
+  }, z
 
 
 def _check(loss, *names, **fixed):
@@ -72,7 +60,9 @@ def _check(loss, *names, **fixed):
 
   def check(case):
     hyperparameters = {name: case.hp(name) for name in names}
-    _per_example(case, functools.partial(loss, **hyperparameters, **fixed))
+    return _per_example(
+      case, functools.partial(loss, **hyperparameters, **fixed)
+    )
 
   return check
 
@@ -84,7 +74,8 @@ def _asymmetric(loss, *names):
     hyperparameters = {name: case.hp(name) for name in names}
     q, scale = hyperparameters['q'], hyperparameters.get('beta', 1.0)
     scale *= (hyperparameters['a'] + 1) ** q / q
-    _per_example(case, functools.partial(loss, **hyperparameters), scale=scale)
+    loss_of = functools.partial(loss, **hyperparameters)
+    return _per_example(case, loss_of, scale=scale)
 
   return check
 
@@ -95,7 +86,7 @@ def _label_smoothing_gjs(case):
   target = np.full(c, s / c)
   target[0] += 1 - s
   entropy = -np.sum(target * np.log(target))
-  _per_example(
+  return _per_example(
     case, lambda z, y: losses.label_smoothing(z, y, smoothing=s) - entropy
   )
 
@@ -104,13 +95,13 @@ def _bootstrap_soft_gjs(case):
   loss = functools.partial(
     losses.bootstrap_soft, beta=1 - case.hp('t'), clip=OFFICIAL_CLIP
   )
-  _per_example(case, loss)
+  return _per_example(case, loss)
 
 
 def _nrce_as_coded(case):
   c = case['logits'].shape[-1]
   factor = -math.log(1e-4) * (c - 1) ** 2 / 4
-  _per_example(
+  return _per_example(
     case,
     lambda z, y: factor * losses.nrce(z, y, clip=OFFICIAL_CLIP),
     scale=factor,
@@ -118,12 +109,12 @@ def _nrce_as_coded(case):
 
 
 def _nmae_apl(case):
-  _per_example(case, lambda z, y: losses.nmae(z, y) / 2)
+  return _per_example(case, lambda z, y: losses.nmae(z, y) / 2)
 
 
 def _anl_ce(case):
   assert case.hp('delta') == 0  # the L1 norm of parameters there are none of
-  _check(losses.anl_ce, 'alpha', 'beta', 'min_prob')(case)
+  return _check(losses.anl_ce, 'alpha', 'beta', 'min_prob')(case)
 
 
 def _anl_ce_er(case):
@@ -144,7 +135,7 @@ def _anl_ce_er(case):
   def alone(z, y):  # official values per example are of batches of one
     return jax.vmap(lambda z, y: batch(z[None], y[None]))(z, y)
 
-  _per_example(case, alone, lambda z: batch(z, case['labels']))
+  return _per_example(case, alone, lambda z: batch(z, case['labels']))
 
 
 def _gjs(case):
@@ -159,7 +150,7 @@ def _gjs(case):
       losses.gjs_of_mean, weights=weights, clip=OFFICIAL_CLIP, as_coded=True
     ),
   }
-  results = _run_all(variants, z, y)
+  results = yield _all(variants, z, y)
   for name, (values, (total, gradient)) in results.items():
     case.value(values, f'{name}_loss_per_example')
     case.value(total, f'{name}_loss_mean')
@@ -172,8 +163,8 @@ def _keras_family(case):
   z, y = case['logits'], case['labels']
   c, transition = z.shape[-1], case['T'] if case.has('T') else None
   lsr = 0.1  # the file's: 1 - e - e / 10 on the label, e / 10 elsewhere
-  smoothed = jnp.full(z.shape, lsr / 10, z.dtype)
-  smoothed += jax.nn.one_hot(y, c, dtype=z.dtype) * (1 - lsr - lsr / 10)
+  smoothed = np.full(z.shape, lsr / 10, z.dtype)
+  smoothed += np.eye(c, dtype=z.dtype)[y] * (1 - lsr - lsr / 10)
   families = {
     'sce': lambda a, b: functools.partial(losses.sce, alpha=a, beta=b),
     'lsr_as_coded': lambda: lambda z, _: losses.ce(z, smoothed),
@@ -194,7 +185,7 @@ def _keras_family(case):
     )
     for name in names
   }
-  results = _run_all(variants, z, y)
+  results = yield _all(variants, z, y)
   for name, (values, (total, gradient)) in results.items():
     case.value(values, f'{name}_per_example')
     case.value(total, f'{name}_mean')
@@ -204,26 +195,29 @@ def _keras_family(case):
 def _truncated_gce(case):
   z, y, index = case['logits'], case['labels'], case['indices']
   q, k, n = case.hp('q'), case.hp('k'), case.hp('num_examples')
-  table = jnp.ones([n, 1], z.dtype)
 
-  def compare(suffix):
-    weights = table[index, 0]
-    loss = functools.partial(losses.truncated_gce, weights=weights, q=q, k=k)
-    _, (loss, gradient) = _run(_value_and_mean(loss, y), z)
+  def run(z):
+    def mean(z, weights):
+      return jnp.mean(losses.truncated_gce(z, y, weights, q=q, k=k))
+
+    of = jax.value_and_grad(mean)
+    table = jnp.ones([n, 1], z.dtype)
+    before = of(z, table[index, 0])
+    weights = losses.truncated_gce_weights(z, y, k=k)
+    table = table.at[index, 0].set(weights)
+    return before, table, of(z, table[index, 0])
+
+  before, table, after = yield run, z
+  case.value(table, 'weights_after')
+  for (loss, gradient), suffix in ((before, 'before'), (after, 'after')):
     case.value(loss, f'loss_mean_{suffix}')
     case.gradient(gradient, f'grad_{suffix}', scale=1 / len(y))
-
-  compare('before')
-  weights = losses.truncated_gce_weights(z, y, k=k)
-  table = table.at[index, 0].set(weights)
-  case.value(table, 'weights_after')
-  compare('after')
 
 
 def _dmi(case):
   z, y = case['logits'], case['labels']
-  weights = jnp.ones(len(y), z.dtype)
-  loss, gradient = _run(jax.value_and_grad(losses.dmi), z, y, weights)
+  weights = np.ones(len(y), z.dtype)
+  loss, gradient = yield jax.value_and_grad(losses.dmi), z, y, weights
   case.value(loss, 'loss')
   # The inverse in the gradient of a log-determinant multiplies rounding by its
   # condition number: absolute to ten times the largest entry.
@@ -239,7 +233,7 @@ def _negative_learning(case):
     terms = losses.negative_learning(views, negatives, clip=1e-5)
     return jnp.mean(jnp.sum(terms, axis=-1))
 
-  value, gradient = _run(jax.value_and_grad(loss), z)
+  value, gradient = yield jax.value_and_grad(loss), z
   case.value(value, 'loss')
   case.gradient(gradient, 'grad', scale=1 / len(z))
 
@@ -249,49 +243,50 @@ def _logitclip_as_coded(case):
     losses.clip_logits, tau=case.hp('temp'), order=case.hp('lp'), as_coded=True
   )
   z, y = case['logits'], case['labels']
-  value, gradient = _run(
-    jax.value_and_grad(lambda z: jnp.mean(losses.ce(clip(z), y))), z
+  loss = lambda z: jnp.mean(losses.ce(clip(z), y))
+  clipped, (value, gradient) = yield (
+    lambda z: (clip(z), jax.value_and_grad(loss)(z)),
+    z,
   )
-  case.value(clip(z), 'clipped_logits')
+  case.value(clipped, 'clipped_logits')
   case.value(value, 'ce_of_clipped')
   case.gradient(gradient, 'grad', scale=1 / len(y))
 
 
 def _peer_and_cores(case):
   z, y = case['logits'], case['labels']
-  first, second = case['perm_inputs'], case['perm_labels']
-  alpha, beta, epoch = case.hp('alpha'), case.hp('beta'), case.hp('epoch')
+
+  first, second = case.get('perm_inputs'), case.get('perm_labels')
+  alpha, beta, epoch = (case.get(k) for k in ('alpha', 'beta', 'epoch'))
 
   def peer(z):
     return jnp.mean(
       losses.peer(z, y, z[first], y[second], alpha=alpha, offset=1e-5)
-    )
+    ), ()
 
   def cores(z):
     kept = losses.cores2_sieve(z, y, offset=1e-8) | (epoch <= 30)
     values = losses.cores2(z, y, beta=beta, offset=1e-8)
     return jnp.sum(jnp.where(kept, values, 0)) / jnp.sum(kept), kept
 
-  (value, gradient), ((other, kept), other_gradient) = _run(
-    lambda z: (
-      jax.value_and_grad(peer)(z),
-      jax.value_and_grad(cores, has_aux=True)(z),
-    ),
-    z,
-  )
-  case.value(value, 'peer_loss')
-  case.gradient(gradient, 'peer_grad', scale=1 / len(y))
-  case.value(other, 'cores_loss')
-  case.gradient(other_gradient, 'cores_grad', scale=1 / len(y))
-  if case.has('cores_mask'):
-    np.testing.assert_array_equal(kept, case.expected('cores_mask'))
+  parts = {
+    loss: jax.value_and_grad(loss, has_aux=True)
+    for loss in (peer, cores)
+    if any(name.startswith(f'{loss.__name__}_') for name in case.arrays)
+  }
+  found = yield lambda z: {f.__name__: of(z) for f, of in parts.items()}, z
+  for name, ((value, kept), gradient) in found.items():
+    case.value(value, f'{name}_loss')
+    case.gradient(gradient, f'{name}_grad', scale=1 / len(y))
+    if name == 'cores':
+      case.equal(kept, 'cores_mask')
 
 
 def _m_dyr_h(case):
   z, y, perm = case['logits'], case['labels'], case['perm']
   ratio, factor = case['mixup_lambda'], case.hp('reg')
-  noisy = jnp.clip(case['noisy_prob_B'], 1e-4, 1 - 1e-4)
-  guesses = jnp.argmax(z, axis=-1)
+  noisy = np.clip(case['noisy_prob_B'], 1e-4, 1 - 1e-4)
+  guesses = np.argmax(z, axis=-1)
   mixed = ratio * z + (1 - ratio) * z[perm]  # an identity network with a bias
 
   def loss(bias):
@@ -299,10 +294,10 @@ def _m_dyr_h(case):
     other = losses.dynamic_bootstrap(
       mixed + bias, y[perm], guesses[perm], noisy[perm]
     )
-    prior = losses.prior_mean_kl(mixed + bias, jnp.ones(len(y), z.dtype))
+    prior = losses.prior_mean_kl(mixed + bias, np.ones(len(y), z.dtype))
     return jnp.mean(ratio * own + (1 - ratio) * other) + factor * prior
 
-  value, gradient = _run(jax.value_and_grad(loss), jnp.zeros_like(z[0]))
+  value, gradient = yield jax.value_and_grad(loss), np.zeros_like(z[0])
   case.value(value, 'loss')
   case.gradient(gradient, 'grad_bias')
 
@@ -311,10 +306,10 @@ def _elr_sequence(case):
   beta, factor = case.hp('beta'), case.hp('lambda')
   logits, indices = case['logits_steps'], case['indices_steps']
   labels = case['labels_all'][indices]
-  table = jnp.zeros([case.hp('num_examples'), logits.shape[-1]], logits.dtype)
+  table = np.zeros([case.hp('num_examples'), logits.shape[-1]], logits.dtype)
 
-  @jax.jit
-  def step(table, z, y, index):
+  def step(table, batch):
+    z, y, index = batch
     rows = losses.elr_targets(table[index], z, beta=beta)
 
     def loss(z):
@@ -323,13 +318,14 @@ def _elr_sequence(case):
       return cross_entropy + factor * penalty, cross_entropy
 
     (value, part), gradient = jax.value_and_grad(loss, has_aux=True)(z)
-    return table.at[index].set(rows), (value, part, gradient)
+    table = table.at[index].set(rows)
+    return table, (value, part, gradient, table)
 
-  results = []
-  for z, y, index in zip(logits, labels, indices, strict=True):
-    table, result = step(table, z, y, index)
-    results.append((*result, table))
-  values, parts, gradients, tables = map(jnp.stack, zip(*results, strict=True))
+  _, (values, parts, gradients, tables) = yield (
+    functools.partial(jax.lax.scan, step),
+    table,
+    (logits, labels, indices),
+  )
   case.value(values, 'loss')
   case.value(parts, 'ce_part')
   case.gradient(gradients, 'grad', scale=factor)
@@ -347,13 +343,12 @@ def _elr_plus_step(case):
   )
   first, targets = case.hp('iteration0'), case['mixed_targets']
   classes = logits.shape[-1]
-  table = jnp.zeros([case.hp('num_examples'), classes], logits.dtype)
+  table = np.zeros([case.hp('num_examples'), classes], logits.dtype)
 
-  @jax.jit
-  def step(table, i, index):
-    rows = losses.elr_targets(table[index], teacher[i], beta=beta, clip=0.0)
-    q = ratios[i] * rows + (1 - ratios[i]) * rows[perms[i]]
-    y = targets[i]
+  def step(table, batch):
+    i, index, z, teacher, ratio, perm, y = batch
+    rows = losses.elr_targets(table[index], teacher, beta=beta, clip=0.0)
+    q = ratio * rows + (1 - ratio) * rows[perm]
     if classes == 100:
       y = losses.elr_plus_labels(y, q)
     # A float step keeps its precision; an integer one would give float32.
@@ -363,14 +358,17 @@ def _elr_plus_step(case):
       penalty = losses.elr_penalty(z, q)
       return jnp.mean(losses.ce(z, y) + ramp * factor * penalty)
 
-    result = jax.value_and_grad(loss)(logits[i])
-    return table.at[index].set(rows), (*result, q)
+    result = jax.value_and_grad(loss)(z)
+    table = table.at[index].set(rows)
+    return table, (*result, q, table)
 
-  results = []
-  for i, index in enumerate(case['indices_steps']):
-    table, result = step(table, jnp.int32(i), index)
-    results.append((*result, table))
-  values, gradients, mixed, tables = map(jnp.stack, zip(*results, strict=True))
+  index = case['indices_steps']
+  batches = np.arange(len(index), dtype=np.int32), index, logits, teacher
+  _, (values, gradients, mixed, tables) = yield (
+    functools.partial(jax.lax.scan, step),
+    table,
+    (*batches, ratios, perms, targets),
+  )
   case.value(values, 'loss')
   case.gradient(gradients, 'grad')
   case.value(mixed, 'q')
@@ -379,14 +377,19 @@ def _elr_plus_step(case):
 
 def _ramps(case):
   step, length = case['current'].astype(case.dtype), case.hp('length')
-  for name in (
+  names = (
     'sigmoid_rampup',
     'sigmoid_rampdown',
     'linear_rampup',
     'cosine_rampup',
-  ):
-    case.value(getattr(ramps, name)(step, length), name)
-  case.value(ramps.sigmoid_rampup(step, 40_000), 'rampup_len40000')
+  )
+
+  def run(step):
+    found = {name: getattr(ramps, name)(step, length) for name in names}
+    return found | {'rampup_len40000': ramps.sigmoid_rampup(step, 40_000)}
+
+  for name, found in (yield run, step).items():
+    case.value(found, name)
 
 
 def _sop(case):
@@ -409,8 +412,11 @@ def _sop(case):
       total += factor_views * jnp.mean(losses.kl_consistency(second, first))
     return total
 
-  value, gradients = _run(
-    jax.value_and_grad(loss, (0, 1, 2)), case['logits'], case['u'], case['v']
+  value, gradients = yield (
+    jax.value_and_grad(loss, (0, 1, 2)),
+    case['logits'],
+    case['u'],
+    case['v'],
   )
   case.value(value, 'loss')
   for gradient, name in zip(gradients, ('logits', 'u', 'v'), strict=True):
@@ -419,7 +425,7 @@ def _sop(case):
 
 def _reweight_and_correction(case):
   y, transition, revision = case['labels'], case['T'], case['dT']
-  times = jnp.arange(1, len(y) + 1, dtype=case.dtype)
+  times = np.arange(1, len(y) + 1, dtype=case.dtype)
 
   def loop(z, transition, revision):
     # As coded upstream, example i sees the revision added i + 1 times.
@@ -453,7 +459,7 @@ def _reweight_and_correction(case):
     }
 
   # The matrices are traced: T + dT need not have rows that sum to one.
-  results = _run(run, case['logits'], transition, revision)
+  results = yield run, case['logits'], transition, revision
   for name, (value, (gradient, of_revision)) in results.items():
     case.value(value, f'{name}_loss')
     case.gradient(gradient, f'{name}_grad', scale=1 / len(y))

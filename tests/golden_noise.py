@@ -1,7 +1,8 @@
 """Golden checks of `jnl.noise`, and the tests of draws they share with others.
 
-Official draws come from numpy generators: probabilities are compared number by
-number, and the stored draws as well as our own with these probabilities.
+See golden_case.py. Official draws come from numpy generators: probabilities are
+compared number by number, and the stored draws as well as our own with these
+probabilities.
 """
 
 import jax
@@ -68,54 +69,71 @@ def _matrix(transition, rate='noise', labels='labels', noisy='noisy_labels'):
   """A check of `transition(c, rate)` and of the draws, if there are any."""
 
   def check(case):
-    c = len(case.arrays['P'])
-    matrix = transition(c, case.hp(rate))
+    c, p = len(case['P']), case.hp(rate)
+    clean = case[labels] if labels in case else np.arange(c)
+    some = np.resize(clean, DRAWS)
+
+    def run():
+      matrix = transition(c, p)
+      draw = case.precision == 'f32' and noise.corrupt(KEY, some, matrix)
+      return matrix, draw
+
+    matrix, draw = yield (run,)
     case.value(matrix, 'P')
     case.skip('seed')  # of a numpy generator
-    expected, clean = case.expected('P'), np.arange(c)
-    if labels in case:
-      clean = np.asarray(case[labels])
+    expected = np.float64(case.arrays['P'])
+    if case.has(noisy):
       assert_drawn(case.expected(noisy), expected[clean])
-    if case.precision == 'f32':
-      clean = np.resize(clean, DRAWS)
-      draw = noise.corrupt(KEY, clean, matrix)
-      assert_drawn(draw.labels, expected[clean])
-      np.testing.assert_array_equal(draw.flipped, draw.labels != clean)
+    if draw:
+      assert_drawn(draw.labels, expected[some])
+      np.testing.assert_array_equal(draw.flipped, draw.labels != some)
 
   return check
 
 
 def _own_draw(case, probs):
   """Our draws from the probabilities [n, c] of a file, each row repeatedly."""
-  if case.precision == 'f32':
-    rows = np.resize(np.arange(len(probs)), DRAWS)
-    labels, probs = np.asarray(case['labels'])[rows], np.asarray(probs)[rows]
-    draw = noise.corrupt_each(KEY, labels, probs)
+  if case.precision == 'f64':
+    return ()
+  rows = np.resize(np.arange(len(probs)), DRAWS)
+  labels, probs = case['labels'][rows], probs[rows]
+  return labels, probs, noise.corrupt_each(KEY, labels, probs)
+
+
+def _assert_own_draw(own):
+  if own:
+    labels, probs, draw = own
     assert_drawn(draw.labels, probs)
     np.testing.assert_array_equal(draw.flipped, draw.labels != labels)
 
 
 def _true_superclass(case):
-  coarse = case.expected('fine_to_coarse_alphabetical')
-  np.testing.assert_array_equal(noise.CIFAR100_COARSE, coarse)
-  certain = np.asarray(noise.cifar100_superclasses(1.0))
-  np.testing.assert_array_equal(certain.argmax(1), case.expected('next_fine'))
-  case.value(noise.cifar100_superclasses(0.4), 'P_at_0p4')
+  case.equal(noise.CIFAR100_COARSE, 'fine_to_coarse_alphabetical')
+  certain, some = yield (
+    lambda: [noise.cifar100_superclasses(p) for p in (1.0, 0.4)],
+  )
+  case.equal(certain.argmax(1), 'next_fine')
+  case.value(some, 'P_at_0p4')
 
 
 def _part_dependent(case):
   x, labels, flip_rates = case['features'], case['labels'], case['flip_rates']
-  probs = noise.part_dependent_probs(x, labels, flip_rates, case['W'])
+  rate, std = case.hp('rate'), case.hp('norm_std')
+
+  def run(x, flip_rates, w):
+    probs = noise.part_dependent_probs(x, labels, flip_rates, w)
+    rates = noise.truncated_rates(KEY, DRAWS, rate, std=std)
+    return probs, _own_draw(case, probs), rates
+
+  probs, draw, own = yield run, x, flip_rates, case['W']
   assert probs.dtype == case.dtype
   # The official code computes in float32 whatever the file says, with scores
   # of size |x| that go through exp.
-  expected = case.expected('P')
-  np.testing.assert_allclose(probs, expected, rtol=1e-5, atol=1e-5)
-  assert_drawn(case.expected('noisy_labels'), expected)
-  _own_draw(case, probs)
-  rate, std = case.hp('rate'), case.hp('norm_std')
+  case.close(probs, 'P', rtol=1e-5, atol=1e-5)
+  if case.has('noisy_labels'):
+    assert_drawn(case.expected('noisy_labels'), probs)
+  _assert_own_draw(draw)
   rates = scipy.stats.truncnorm(-rate / std, (1 - rate) / std, rate, std)
-  own = noise.truncated_rates(KEY, DRAWS, rate, std=std)
   for sample in (case.expected('flip_rates'), own):
     assert scipy.stats.kstest(sample, rates.cdf).pvalue > SIGNIFICANCE
 
@@ -124,15 +142,22 @@ def _pmd(kind):
   def check(case):
     eta, factor = case['eta'], case.hp('factor')
     case.skip('labels')  # the noise does not look at them
-    probs = noise.pmd_probs(eta, kind=kind, factor=factor)
+
+    def run(eta):
+      probs = noise.pmd_probs(eta, kind=kind, factor=factor)
+      whole = noise.pmd_probs(eta, kind=kind, factor=1.0)
+      return probs, whole, _own_draw(case, probs)
+
+    probs, whole, draw = yield run, eta
     u, s = case['top2'].T
     rows = np.arange(len(eta))
     case.value(probs[rows, u], 'prob_top1')
     case.value(1 - probs[rows, s], 'prob_top1')
-    case.value(1 - noise.pmd_probs(eta, kind=kind, factor=1.0)[rows, u], 'f_us')
-    np.testing.assert_array_equal(np.sum(np.asarray(probs) > 0, axis=1) <= 2, 1)
-    assert_drawn(case.expected('noisy_labels'), probs)
-    _own_draw(case, probs)
+    case.value(1 - whole[rows, u], 'f_us')
+    assert np.all(np.sum(probs > 0, axis=1) <= 2)
+    if case.has('noisy_labels'):
+      assert_drawn(case.expected('noisy_labels'), probs)
+    _assert_own_draw(draw)
 
   return check
 
