@@ -4,7 +4,7 @@ Reads every `<system>__<function>__<case>.npz` in the folder JNL_GOLDEN
 (default: `golden` beside this file) and runs it through a table `(system,
 function) -> check`; sizes and hyperparameters come from the file. A check must
 read all the numbers of a file, or say why not; a variant that a file lacks is
-not missed. See golden_case.py.
+not missed. See golden_case.py. `-m ''` runs all files in every precision.
 """
 
 import collections
