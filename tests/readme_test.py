@@ -21,7 +21,7 @@ NUMBER = r'\b\d\d\.\d \+- \d+\.\d'
 
 
 def without_code(page):
-  text = (ROOT / page).read_text()
+  text = (ROOT / page).read_text().replace('±', '+-')
   return re.sub(r'```.*?```', '', text, flags=re.DOTALL)
 
 
