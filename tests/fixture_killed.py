@@ -8,26 +8,29 @@ import sys
 if __name__ == '__main__':
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
+from fixture_train import CLASSES, network
 import jax
 import numpy as np
 import optax
 
 from jnl.base import data_shards
 from jnl.methods import elr
-from jnl.nets import MLP, from_linen
 from jnl.train import Checkpoint, fit
 
 N, BATCH = 160, 16
 
 
 def main(folder, out, epochs):
+  """Trains on one device, and goes on from what is in the folder."""
   rng = np.random.default_rng(0)
-  data = {'x': rng.normal(size=(N, 6)).astype(np.float32)}
-  data['labels'] = rng.integers(0, 3, N)
-  model = from_linen(MLP(3, (16,), batch_norm=True, dropout=0.1), (6,))
-  shards = data_shards(N, BATCH)
+  data = {'x': rng.normal(size=(N, 2)).astype(np.float32)}
+  data['labels'] = rng.integers(0, CLASSES, N)
   method = elr(
-    model, optax.adam(1e-2), num_examples=N, num_classes=3, shards=shards
+    network(),
+    optax.adam(1e-2),
+    num_examples=N,
+    num_classes=CLASSES,
+    shards=data_shards(N, BATCH),
   )
   print('training', flush=True)
   fitted = fit(
@@ -37,6 +40,7 @@ def main(folder, out, epochs):
     epochs=epochs,
     batch_size=BATCH,
     held_out={'train': data},
+    devices=jax.devices()[:1],
     log=f'{out}.jsonl',
     checkpoint=Checkpoint(folder, resume=True, every=4),
   )

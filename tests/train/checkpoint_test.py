@@ -6,13 +6,16 @@ import json
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import chex
+import fixture_killed
 from fixture_methods import co_divide, cross_entropy
+from fixture_train import CLASSES, N, arrays, network, raw_keys, with_key
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,44 +26,52 @@ import pytest
 from jnl.base import data_shards
 from jnl.data import PerRun
 from jnl.methods import elr
-from jnl.nets import MLP, from_linen
-from jnl.steps import supervised
+from jnl.steps import linear, supervised
 from jnl.train import Checkpoint, fit, fit_many
 from jnl.train import _checkpoint as checkpoints
 
-N = 62
 KEY = jax.random.key(0)
 CHILD = pathlib.Path(__file__).parents[1] / 'fixture_killed.py'
-
-
-def arrays():
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(N, 2)).astype(np.float32)
-  return {'x': x, 'labels': rng.integers(0, 3, N)}
-
-
-def model(hidden=16, **kwargs):
-  return from_linen(MLP(3, (hidden,), **kwargs), (2,))
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def elr_method(batch_size=16, rate=1e-2, lam=3.0):
-  net = model(batch_norm=True, dropout=0.1)
-  shards = data_shards(N, batch_size)
+  """A method with all that a state may hold."""
   return elr(
-    net, optax.adam(rate), num_examples=N, num_classes=3, lam=lam, shards=shards
+    network(),
+    optax.adam(rate),
+    num_examples=N,
+    num_classes=CLASSES,
+    lam=lam,
+    shards=data_shards(N, batch_size),
   )
+
+
+def plain(rate=1e-2):
+  return supervised(cross_entropy, linear(2, CLASSES), optax.adam(rate))
 
 
 def train(checkpoint, method=None, **options):
   options = {'epochs': 3, 'batch_size': 16, **options}
   return fit(
-    elr_method() if method is None else method,
+    plain() if method is None else method,
     options.pop('data', arrays()),
     options.pop('key', KEY),
     checkpoint=checkpoint,
     held_out={'train': options.pop('train', arrays())},
     **options,
   )
+
+
+def train_elr(checkpoint, devices=1, loop='python'):
+  devices = jax.devices()[:devices]
+  return train(checkpoint, elr_method(), devices=devices, loop=loop)
+
+
+@functools.cache
+def whole(devices=1, loop='python'):
+  """What was never interrupted."""
+  return train_elr(None, devices, loop)
 
 
 @pytest.fixture
@@ -85,40 +96,39 @@ def interrupted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('look', 'loop'), [(0, 'python'), (2, 'compiled'), (5, 'python')]
+  ('look', 'loop'), [slow(0, 'python'), (2, 'compiled'), (5, 'python')]
 )
 def test_an_interrupted_run_goes_on_to_the_bit(
   look, loop, interrupted, tmp_path, capfd
 ):
   # Cores race in reductions: a bit is only a bit on one of them.
-  devices = jax.devices()[:1]
-  whole = train(None, devices=devices, loop=loop)
-  save = Checkpoint(tmp_path / 'run', every=2)
+  save = Checkpoint(tmp_path / 'run', every=4)
   with interrupted(look):
-    train(save, devices=devices, loop=loop)
+    train_elr(save, loop=loop)
   assert re.search(r'SIGTERM: saved epoch \d, step \d', capfd.readouterr().err)
-  resumed = train(save._replace(resume=True), devices=devices, loop=loop)
-  chex.assert_trees_all_close(whole, resumed, atol=1e-7)
+  resumed = train_elr(save._replace(resume=True), loop=loop)
+  chex.assert_trees_all_close(whole(loop=loop), resumed, atol=1e-7)
   assert resumed.state.step == 3 * (N // 16)
 
 
-@pytest.mark.parametrize(('first', 'then'), [(1, 8), (8, 1)])
+@pytest.mark.parametrize(('first', 'then'), [(1, 8), slow(8, 1)])
 def test_it_goes_on_with_another_number_of_devices(
   first, then, interrupted, tmp_path
 ):
-  save = Checkpoint(tmp_path / 'run', every=1)
+  save = Checkpoint(tmp_path / 'run', every=4)
   with interrupted(1):
-    train(save, devices=jax.devices()[:first])
-  resumed = train(save._replace(resume=True), devices=jax.devices()[:then])
-  whole = train(None, devices=jax.devices()[:first])
-  chex.assert_trees_all_close(whole, resumed, atol=1e-6, rtol=1e-6)
+    train_elr(save, first)
+  resumed = train_elr(save._replace(resume=True), then)
+  chex.assert_trees_all_close(whole(first), resumed, atol=1e-6, rtol=1e-6)
   rows = resumed.state.extra.rows
   assert len(rows.sharding.device_set) == then
 
 
-@pytest.mark.parametrize('vectorize', [True, False])
+@pytest.mark.parametrize('vectorize', [slow(True), False])
 def test_many_runs_go_on(vectorize, interrupted, tmp_path):
-  method = co_divide(model(), optax.sgd(0.1), N, data_shards(N, 16))
+  method = elr_method()
+  if vectorize:
+    method = co_divide(network(), optax.sgd(0.1), N, data_shards(N, 16))
   options = {'epochs': 2, 'batch_size': 16, 'vectorize': vectorize}
   keys = jax.random.split(KEY, 2)
   save = Checkpoint(tmp_path / 'runs', every=2)
@@ -130,56 +140,38 @@ def test_many_runs_go_on(vectorize, interrupted, tmp_path):
   chex.assert_trees_all_close(whole, resumed, atol=1e-6)
 
 
-@pytest.mark.parametrize('then', [1, 2])
+def five_runs(**options):
+  draws = np.stack([np.roll(arrays()['labels'], r) for r in range(5)])
+  data = {'x': arrays()['x'], 'labels': PerRun(draws)}
+  method = with_key(supervised(cross_entropy, network(), optax.adam(1e-2)))
+  return fit_many(
+    method, data, jax.random.split(KEY, 5), epochs=2, batch_size=16, **options
+  )
+
+
+@functools.cache
+def whole_five():
+  return raw_keys(five_runs())
+
+
+@pytest.mark.parametrize('then', [slow(1), 2])
 def test_five_runs_go_on_with_another_number_of_devices(
   then, interrupted, tmp_path
 ):
   # Two devices train three each, and drop the sixth.
-  method = with_key(
-    elr(model(), optax.adam(1e-2), num_examples=N, num_classes=3, shards=8)
-  )
-  draws = np.stack([np.roll(arrays()['labels'], r) for r in range(5)])
-  data = {'x': arrays()['x'], 'labels': PerRun(draws)}
-  run = functools.partial(
-    fit_many, method, data, jax.random.split(KEY, 5), epochs=2, batch_size=16
-  )
   save = Checkpoint(tmp_path / 'runs', every=2)
   with interrupted(4):
-    run(checkpoint=save, devices=jax.devices()[:then])
-  whole = run(checkpoint=save._replace(resume=True))
-  kernel = jax.tree.leaves(whole.state.params)[0]
+    five_runs(checkpoint=save, devices=jax.devices()[:then])
+  resumed = five_runs(checkpoint=save._replace(resume=True))
+  kernel = jax.tree.leaves(resumed.state.params)[0]
   assert kernel.shape[0] == len(kernel.sharding.device_set) == 5
-  expected = run(devices=jax.devices()[:4])
-  chex.assert_trees_all_close(*map(raw_keys, (whole, expected)), atol=1e-6)
-
-
-def with_key(method):
-  """The method with a random key beside its memory, and that in a list."""
-
-  def init(key):
-    state = method.init(key)
-    return state._replace(extra=[state.extra, jax.random.fold_in(key, 1)])
-
-  def step(state, batch, key):
-    memory, own = state.extra
-    state, metrics = method.step(state._replace(extra=memory), batch, own)
-    own = jax.random.fold_in(own, 0)
-    return state._replace(extra=[state.extra, own]), metrics
-
-  return method._replace(init=init, step=step)
-
-
-def raw_keys(tree):
-  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return jax.tree.map(
-    lambda x: jax.random.key_data(x) if is_key(x) else x, tree
-  )
+  chex.assert_trees_all_close(whole_five(), raw_keys(resumed), atol=1e-6)
 
 
 def diverging(after):
   """Its parameters are NaN from that step on."""
   rate = lambda step: jnp.where(step < after, 0.1, jnp.nan)
-  return supervised(cross_entropy, model(), optax.sgd(rate))
+  return supervised(cross_entropy, linear(2, CLASSES), optax.sgd(rate))
 
 
 def test_a_run_that_diverged_leaves_the_last_good_checkpoint(tmp_path, capfd):
@@ -198,8 +190,9 @@ def test_a_run_that_diverged_leaves_the_last_good_checkpoint(tmp_path, capfd):
 
 def test_runs_that_did_not_diverge_are_saved(tmp_path, capfd):
   x = np.stack([arrays()['x'], 1e30 * arrays()['x']])
+  growing = lambda z, y: jnp.sum((z + 1) ** 2, -1)  # from zeros
   fit_many(
-    supervised(lambda z, y: jnp.sum(z**2, -1), model(), optax.sgd(0.1)),
+    supervised(growing, linear(2, CLASSES), optax.sgd(0.1)),
     {**arrays(), 'x': PerRun(x)},
     jax.random.split(KEY),
     epochs=2,
@@ -247,25 +240,36 @@ def test_the_log_has_every_epoch_once(interrupted, tmp_path):
 
 
 def test_the_last_ones_are_kept(tmp_path):
-  train(Checkpoint(tmp_path / 'run', every=2, keep=2))
-  assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['8', '9']
+  train(Checkpoint(tmp_path / 'run', every=1, keep=2), epochs=1)
+  assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['2', '3']
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
   save = Checkpoint(tmp_path / 'run')
-  fitted = train(save)
-  again = train(save._replace(resume=True))
+  fitted = train(save, epochs=1)
+  again = train(save._replace(resume=True), epochs=1)
   chex.assert_trees_all_equal(fitted, again)
-  longer = train(save._replace(resume=True), epochs=4)
-  assert longer.history['loss'].shape == (4,)
-  with pytest.raises(ValueError, match=r'epochs is 3.*trained for 4'):
-    train(save._replace(resume=True))
+  longer = train(save._replace(resume=True), epochs=2)
+  assert longer.history['loss'].shape == (2,)
+  with pytest.raises(ValueError, match=r'epochs is 1.*trained for 2'):
+    train(save._replace(resume=True), epochs=1)
 
 
 # --- what does not fit -------------------------------------------------------
 
+
+def of_first():
+  """A network that looks at the first column alone."""
+  model = linear(1, CLASSES)
+
+  def apply(params, stats, x, *rest):
+    return model.apply(params, stats, x[:, :1], *rest)
+
+  return model._replace(apply=apply)
+
+
 OTHER = {
-  'method': ({'label': 'gce'}, {}, 'method: fit saved, gce here'),
+  'label': ({'label': 'gce'}, {}, 'method: fit saved, gce here'),
   'key': ({'key': jax.random.key(1)}, {}, 'key'),
   'batch': (
     {'batch_size': 20, 'method': elr_method(20)},
@@ -300,14 +304,16 @@ OTHER = {
     'another step',
   ),
   'shape': (
-    {'method': supervised(cross_entropy, model(8), optax.adam(1e-2))},
+    {'method': supervised(cross_entropy, of_first(), optax.adam(1e-2))},
     {},
-    r'Dense_0.*: \[\[2, 16\]',
+    r"weights'\]: \[\[2, 3\].* saved, \[\[1, 3\].* here",
   ),
   'dtype': (
     {
       'method': supervised(
-        cross_entropy, model(16), optax.adam(1e-2, mu_dtype=jnp.bfloat16)
+        cross_entropy,
+        linear(2, CLASSES),
+        optax.adam(1e-2, mu_dtype=jnp.bfloat16),
       )
     },
     {},
@@ -316,14 +322,26 @@ OTHER = {
 }
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A function that gives the folder of a method that was trained once."""
+
+  @functools.cache
+  def folder(make):
+    path = tmp_path_factory.mktemp('trained') / 'run'
+    train(Checkpoint(path, config={'lam': 1}), make(), epochs=1)
+    return path
+
+  return folder
+
+
 @pytest.mark.parametrize('case', OTHER)
-def test_a_checkpoint_of_another_run_is_refused(case, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(case, trained, tmp_path):
   options, changes, message = OTHER[case]
-  first = {}
-  if case in ('shape', 'dtype'):
-    first['method'] = supervised(cross_entropy, model(16), optax.adam(1e-2))
+  make = plain if case in ('shape', 'dtype') else elr_method
+  shutil.copytree(trained(make), tmp_path / 'run')
   save = Checkpoint(tmp_path / 'run', config={'lam': 1})
-  train(save, epochs=1, **first)
+  options = {'method': make(), **options}
   before = sorted(tmp_path.rglob('*'))
   with pytest.raises(ValueError, match=message):
     train(save._replace(resume=True, **changes), **options)
@@ -333,7 +351,7 @@ def test_a_checkpoint_of_another_run_is_refused(case, tmp_path):
 def test_another_step_may_be_meant_and_old_checkpoints_say_less(tmp_path):
   save = Checkpoint(tmp_path / 'run', resume=True)
   train(save, epochs=1)
-  train(save._replace(same_step=False), elr_method(rate=2e-2), epochs=2)
+  train(save._replace(same_step=False), plain(2e-2), epochs=2)
   with pytest.raises(ValueError, match='another step'):
     train(save, epochs=3)
   # One from before there were fingerprints and checksums.
@@ -427,46 +445,90 @@ def finish(process):
   assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize('kills', [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_anywhere_it_goes_on_to_the_bit(kills, tmp_path):
+def numbers(folder):
+  return [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+
+
+def wait_for(folder, first):
+  """Until there is a checkpoint from that step on."""
+  until = time.monotonic() + 120
+  while max(numbers(folder), default=0) < first:
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
+def assert_no_litter(folder, *left):
+  assert {p.name for p in folder.iterdir()} == {str(n) for n in left}
+
+
+def assert_same(folder, *names):
+  """Two runs left the same arrays and the same log."""
+  one, two = (np.load(folder / f'{name}.npz') for name in names)
+  assert one.files == two.files
+  for name in one.files:
+    np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+  logs = [(folder / f'{name}.jsonl').read_text() for name in names]
+  assert logs[0] == logs[1]
+
+
+def train_child(folder, name):
+  """What the process does, in this one."""
+  fixture_killed.main(folder / name, folder / name, 2)
+
+
+def test_killed_it_goes_on_to_the_bit(tmp_path):
+  """At one place, and in this process; anywhere in the second stage."""
+  process = start(tmp_path / 'run', tmp_path / 'run', epochs=2)
+  wait_for(tmp_path / 'run', 4)
+  process.kill()
+  process.communicate()
+  assert not (tmp_path / 'run.npz').exists()
+  for name in ('run', 'whole'):
+    train_child(tmp_path, name)
+  assert_same(tmp_path, 'run', 'whole')
+  assert_no_litter(tmp_path / 'run', 12, 16, 20)
+
+
+def test_sigterm_saves_and_says_so(tmp_path, capfd):
+  def stop(row):
+    if row['epoch'] == 2:
+      signal.raise_signal(signal.SIGTERM)
+
+  save = Checkpoint(tmp_path / 'run')
+  with pytest.raises(SystemExit) as stopped:
+    train(save, log=stop)
+  assert stopped.value.code == 143
+  assert 'SIGTERM: saved epoch 2, step 0' in capfd.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  resumed = train(save._replace(resume=True))
+  chex.assert_trees_all_equal(train(None), resumed)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on_to_the_bit(tmp_path):
   finish(start(tmp_path / 'warm', tmp_path / 'warm'))
   process = start(tmp_path / 'whole', tmp_path / 'whole')
   begun = time.perf_counter()
   finish(process)
   seconds = time.perf_counter() - begun
   rng = np.random.default_rng()
-  numbers = []
-  for _ in range(kills):
+  reached = []
+  for _ in range(12):
     process = start(tmp_path / 'killed', tmp_path / 'killed')
     time.sleep(rng.uniform(0, seconds))
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors
     assert 'cannot be read' not in errors
-    names = [p.name for p in (tmp_path / 'killed').glob('*')]
-    numbers.append(max([int(n) for n in names if n.isdigit()], default=0))
-  assert numbers == sorted(numbers), 'what was saved is not lost'
-  finish(start(tmp_path / 'killed', tmp_path / 'killed'))
-  whole, killed = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'killed'))
-  assert whole.files == killed.files
-  for name in whole.files:
-    np.testing.assert_array_equal(whole[name], killed[name], err_msg=name)
-  left = {p.name for p in (tmp_path / 'killed').iterdir()}
-  assert left == {'72', '76', '80'}, 'no litter'
-  logs = [(tmp_path / f'{n}.jsonl').read_text() for n in ('whole', 'killed')]
-  assert logs[0] == logs[1]
-
-
-def test_sigterm_saves_and_says_so(tmp_path):
-  finish(start(tmp_path / 'whole', tmp_path / 'whole'))
-  process = start(tmp_path / 'ended', tmp_path / 'ended')
-  while not list((tmp_path / 'ended').glob('[0-9]*')):
-    time.sleep(0.01)
+    reached.append(max(numbers(tmp_path / 'killed'), default=0))
+  assert reached == sorted(reached), 'what was saved is not lost'
+  process = start(tmp_path / 'killed', tmp_path / 'killed', epochs=16)
+  wait_for(tmp_path / 'killed', 84)
   process.terminate()
   _, errors = process.communicate()
   assert process.returncode == 143, errors
   assert 'SIGTERM: saved epoch' in errors
-  finish(start(tmp_path / 'ended', tmp_path / 'ended'))
-  whole, ended = (np.load(tmp_path / f'{n}.npz') for n in ('whole', 'ended'))
-  for name in whole.files:
-    np.testing.assert_array_equal(whole[name], ended[name], err_msg=name)
+  for name in ('whole', 'killed'):
+    finish(start(tmp_path / name, tmp_path / name, epochs=16))
+  assert_same(tmp_path, 'whole', 'killed')
+  assert_no_litter(tmp_path / 'killed', 152, 156, 160)

@@ -122,18 +122,23 @@ def test_scores_of_two_classes_are_those_of_scikit_learn():
       )
 
 
+roc_auc_of = jax.jit(scores.roc_auc_of)
+average_precision_of = jax.jit(scores.average_precision_of)
+quantiles_of = jax.jit(scores.quantiles_of)
+
+
 @pytest.mark.parametrize('levels', [3, 50, 10**6])
 def test_ranks_of_many_with_and_without_ties(levels):
   rng = np.random.default_rng(levels)
   values = rng.integers(0, levels, 3000).astype(np.float32)
   labels = (rng.random(3000) < 0.2 + 0.5 * values / levels).astype(np.int32)
   np.testing.assert_allclose(
-    scores.roc_auc_of(jnp.asarray(values), jnp.asarray(labels)),
+    roc_auc_of(values, labels),
     metrics.roc_auc_score(labels, values),
     atol=1e-6,
   )
   np.testing.assert_allclose(
-    scores.average_precision_of(jnp.asarray(values), jnp.asarray(labels)),
+    average_precision_of(values, labels),
     metrics.average_precision_score(labels, values),
     atol=1e-6,
   )
@@ -142,9 +147,9 @@ def test_ranks_of_many_with_and_without_ties(levels):
 def test_small_sets_by_enumeration():
   """All labels of four ranks with a tie, by counting pairs."""
   values = np.array([0.1, 0.4, 0.4, 0.8], np.float32)
-  of_all = jax.vmap(scores.roc_auc_of, (None, 0))
   labels = np.array(list(itertools.product([0, 1], repeat=4)))
-  for found, y in zip(of_all(jnp.asarray(values), labels), labels, strict=True):
+  of_all = jax.jit(jax.vmap(scores.roc_auc_of, (None, 0)))(values, labels)
+  for found, y in zip(np.asarray(of_all), labels, strict=True):
     pairs = list(itertools.product(values[y == 1], values[y == 0]))
     wins = [(p > n) + 0.5 * (p == n) for p, n in pairs]
     assert float(found) == (np.mean(wins) if wins else 0.5)
@@ -155,14 +160,21 @@ def test_sets_without_a_class_or_without_weight():
   empty = {'labels': labels, 'weight': np.zeros((4, N), np.float32)}
   found = numbers_of(OF_CLASSES)(logits * np.nan, empty)
   assert {float(v) for values in found.values() for v in values} == {0.0}
-  values = jnp.arange(4.0)
-  for y in (jnp.ones(4, int), jnp.zeros(4, int)):
-    assert scores.roc_auc_of(values, y) == 0.5
-  assert scores.average_precision_of(values, jnp.zeros(4, int)) == 0
-  assert scores.average_precision_of(values, jnp.ones(4, int)) == 1
-  weight = jnp.zeros(4)
-  assert scores.roc_auc_of(values, jnp.arange(4) % 2, weight) == 0.5
-  assert np.isnan(scores.quantiles_of(values, [0.5], weight)).all()
+  values, zero = np.arange(4, dtype=np.float32), np.zeros(4, np.float32)
+  of_one = jax.jit(
+    lambda y, weight: (
+      scores.roc_auc_of(values, y, weight),
+      scores.average_precision_of(values, y, weight),
+      scores.quantiles_of(values, np.array([0.5]), weight),
+    )
+  )
+  for y in (0, 1):
+    auc, precision, _ = of_one(np.full(4, y), zero + 1)
+    assert auc == 0.5
+    assert precision == y
+  auc, _, quantile = of_one(np.arange(4) % 2, zero)
+  assert auc == 0.5
+  assert np.isnan(quantile).all()
 
 
 def test_quantiles_count_a_weight_as_copies():
@@ -170,9 +182,7 @@ def test_quantiles_count_a_weight_as_copies():
   values = rng.normal(size=40).astype(np.float32)
   weight = rng.integers(0, 4, 40)
   levels = np.array([0, 0.1, 0.33, 0.5, 0.9, 1])
-  found = scores.quantiles_of(
-    jnp.asarray(np.where(weight > 0, values, np.nan)), levels, weight
-  )
+  found = quantiles_of(np.where(weight > 0, values, np.nan), levels, weight)
   expected = np.quantile(np.repeat(values, weight), levels)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   score = scores.quantiles('margin', scores.log_odds, levels=[0.25, 0.5])
@@ -276,17 +286,17 @@ def test_rows_come_from_all_devices():
   assert found == {'balanced_accuracy': pytest.approx(expected, abs=1e-6)}
 
 
-@pytest.mark.parametrize('gone', [False, True])
-def test_what_has_diverged_shows_unless_it_is_not_there(gone):
+def test_what_has_diverged_shows_unless_it_is_not_there():
   values = np.array([0.1, np.nan, 0.7, 0.4], np.float32)
-  labels, weight = np.array([0, 1, 1, 0]), np.ones(4, np.float32)
-  weight[1] = not gone
-  found = (
-    scores.roc_auc_of(values, labels, weight),
-    scores.average_precision_of(values, labels, weight),
-    scores.quantiles_of(values, [0.5], weight)[0],
-    scores.expected_calibration_error(3).reduce(
-      (labels == 1, values), {'weight': weight}
-    )['expected_calibration_error'],
+  labels, error = np.array([0, 1, 1, 0]), scores.expected_calibration_error(3)
+  numbers = jax.jit(
+    lambda weight: (
+      scores.roc_auc_of(values, labels, weight),
+      scores.average_precision_of(values, labels, weight),
+      scores.quantiles_of(values, np.array([0.5]), weight)[0],
+      *error.reduce((labels == 1, values), {'weight': weight}).values(),
+    )
   )
-  assert [bool(np.isnan(v)) for v in found] == [not gone] * 4
+  for gone in (False, True):
+    found = numbers(np.array([1, not gone, 1, 1], np.float32))
+    assert [bool(np.isnan(v)) for v in found] == [not gone] * 4

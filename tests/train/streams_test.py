@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from fixture_train import CLASSES, N, network
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,13 @@ from jnl.base import (
   write_rows,
 )
 from jnl.data import PerRun, stream_order
-from jnl.nets import MLP, from_linen
-from jnl.steps import from_loss, model_keys, of_stream, training_pass
+from jnl.steps import (
+  from_loss,
+  linear,
+  model_keys,
+  of_stream,
+  training_pass,
+)
 from jnl.train import (
   Checkpoint,
   Stream,
@@ -37,7 +43,7 @@ from jnl.train import (
   place,
 )
 
-N, N_U, BATCH, BATCH_U, CLASSES = 62, 63, 16, 24, 3
+N_U, BATCH, BATCH_U = 63, 16, 24
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 DATA = {
@@ -49,9 +55,8 @@ STREAMS = {'u': Stream(UNLABELED, BATCH_U)}
 OPTIONS = {'epochs': 3, 'batch_size': BATCH}
 
 
-def consistent(shards=8) -> Method:
+def consistent(model) -> Method:
   """Learns labels, and to be sure elsewhere; counts how often u has come."""
-  model = from_linen(MLP(CLASSES, (8,), dropout=0.2), (2,))
 
   def loss_fn(params, state, batch, key):
     own = of_stream(batch, 'u')
@@ -74,45 +79,61 @@ def consistent(shards=8) -> Method:
     loss_fn,
     model,
     optax.sgd(0.1),
-    init_extra=lambda key: pack_rows(jnp.zeros(N_U), shards, 'u'),
+    init_extra=lambda key: pack_rows(jnp.zeros(N_U), 8, 'u'),
   )
+
+
+def summing() -> Method:
+  """Has the sums of a stream as gradients, and their mean as a metric."""
+
+  def loss_fn(params, state, batch, key):
+    del key
+    logits = batch['x_u'] @ params['weights']
+    loss = global_mean(logits.sum(-1), batch['weight_u'])
+    mean = global_mean(batch['x_u'], batch['weight_u'])
+    return loss, Aux(state.stats, metrics={'mean': mean})
+
+  return from_loss(loss_fn, linear(2, CLASSES), optax.sgd(0.1))
 
 
 def assert_same(a, b, atol=2e-6):
   chex.assert_trees_all_close(a, b, atol=atol, rtol=1e-5)
 
 
+def train(devices=1, **options):
+  return fit(
+    consistent(network()), DATA, KEY, devices=jax.devices()[:devices],
+    **{'streams': STREAMS, **OPTIONS, **options},
+  )  # fmt: skip
+
+
 @functools.cache
 def expected():
-  return fit(
-    consistent(),
-    DATA,
-    KEY,
-    streams=STREAMS,
-    devices=jax.devices()[:1],
-    **OPTIONS,
-  )
+  return train()
 
 
 def test_a_stream_goes_over_its_examples_again_and_again():
-  per_pass, shards = N_U // BATCH_U, 8
+  per_pass, columns = N_U // BATCH_U, BATCH_U // 8
+  order = jax.jit(
+    functools.partial(stream_order, KEY), static_argnums=(0, 1, 2),
+    static_argnames='steps',
+  )  # fmt: skip
+  whole = order(N_U, 8, BATCH_U, first=0, steps=9)
   for first in (0, 3, 4):
-    order = stream_order(KEY, N_U, shards, BATCH_U, first=first, steps=5)
-    assert order.shape == (shards, 5 * BATCH_U // shards)
-    whole = stream_order(KEY, N_U, shards, BATCH_U, first=0, steps=9)
-    columns = BATCH_U // shards
+    part = order(N_U, 8, BATCH_U, first=first, steps=5)
+    assert part.shape == (8, 5 * columns)
     np.testing.assert_array_equal(
-      order, whole[:, first * columns : (first + 5) * columns]
+      part, whole[:, first * columns : (first + 5) * columns]
     )
-  one = np.asarray(stream_order(KEY, 7, 1, 3, first=0, steps=40))[0]
+  one = np.asarray(order(7, 1, 3, first=0, steps=40))[0]
   for number in range(20):  # passes of two batches, with one example left out
     own = one[6 * number : 6 * number + 6]
     assert len(set(own)) == 6
     assert set(own) < set(range(7))
   assert len({tuple(one[6 * i : 6 * i + 6]) for i in range(20)}) > 10
   assert per_pass == 2
-  assert (np.asarray(order) < N_U).all()
-  assert not (np.asarray(order) == PAD).any()
+  assert (np.asarray(whole) < N_U).all()
+  assert not (np.asarray(whole) == PAD).any()
 
 
 def test_every_example_of_a_stream_is_seen_where_it_belongs():
@@ -123,39 +144,30 @@ def test_every_example_of_a_stream_is_seen_where_it_belongs():
   assert expected().history['sure'].shape == (3,)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
   ('devices', 'options'),
   [
     (8, {}),
-    (8, {'how': 'shard_map'}),
+    slow(8, {'how': 'shard_map'}),
     (2, {'loop': 'compiled'}),
-    (4, {'stream': 0}),
+    slow(4, {'stream': 0}),
   ],
 )
 def test_streams_are_the_same_on_any_number_of_devices(devices, options):
-  found = fit(
-    consistent(),
-    DATA,
-    KEY,
-    streams=STREAMS,
-    devices=jax.devices()[:devices],
-    **OPTIONS,
-    **options,
-  )
-  assert_same(expected(), found)
+  assert_same(expected(), train(devices, **options))
 
 
 def test_a_run_is_resumed_to_the_bit(tmp_path):
   at = functools.partial(Checkpoint, tmp_path, every=5)
-  run = functools.partial(
-    fit, consistent(), DATA, KEY, devices=jax.devices()[:1], batch_size=BATCH
-  )
-  run(streams=STREAMS, epochs=2, checkpoint=at())
-  more = run(streams=STREAMS, epochs=3, checkpoint=at(resume=True))
+  train(epochs=2, checkpoint=at())
+  more = train(checkpoint=at(resume=True))
   chex.assert_trees_all_equal(expected(), more)
   other = {'u': Stream({'x': UNLABELED['x'] + 1}, BATCH_U)}
   with pytest.raises(ValueError, match='streams'):
-    run(streams=other, epochs=4, checkpoint=at(resume=True))
+    train(streams=other, epochs=4, checkpoint=at(resume=True))
 
 
 def test_runs_have_parts_of_a_stream_to_themselves():
@@ -163,23 +175,16 @@ def test_runs_have_parts_of_a_stream_to_themselves():
   own = np.stack([UNLABELED['x'] * r for r in range(3)])
   extra = RNG.normal(size=(N_U, 2)).astype(np.float32)  # shared, not copied
   many = fit_many(
-    consistent(),
-    DATA,
-    keys,
+    summing(), DATA, keys, devices=jax.devices()[:2], **OPTIONS,
     streams={'u': Stream({'x': PerRun(own), 'other': extra}, BATCH_U)},
-    devices=jax.devices()[:2],
-    **OPTIONS,
-  )
+  )  # fmt: skip
   for r in (0, 2):
     one = fit(
-      consistent(),
-      DATA,
-      keys[r],
+      summing(), DATA, keys[r], devices=jax.devices()[:1], **OPTIONS,
       streams={'u': Stream({'x': own[r], 'other': extra}, BATCH_U)},
-      devices=jax.devices()[:1],
-      **OPTIONS,
-    )
+    )  # fmt: skip
     assert_same(jax.tree.map(lambda a, r=r: a[r], many), one, atol=1e-5)
+  assert np.ptp(many.history['mean'], axis=0).min() > 1e-3
 
 
 def test_a_stream_has_an_augmentation_of_its_own():
@@ -199,7 +204,7 @@ def test_a_stream_has_an_augmentation_of_its_own():
     zero = 0.0 * sum(jnp.sum(p) for p in jax.tree.leaves(params))
     return zero, Aux(state.stats, metrics={'good': good})
 
-  method = from_loss(loss_fn, from_linen(MLP(3, ()), (2,)), optax.sgd(0.1))
+  method = from_loss(loss_fn, linear(2, CLASSES), optax.sgd(0.1))
   streams = {'u': Stream(UNLABELED, BATCH_U, doubled)}
   found = fit(method, DATA, KEY, streams=streams, **OPTIONS)
   assert (found.history['good'] == 1).all()
@@ -256,13 +261,16 @@ def test_tables_know_whose_examples_they_are_of():
 )  # fmt: skip
 def test_bad_streams_are_named(streams, error, message):
   with pytest.raises(error, match=message):
-    fit(consistent(), DATA, KEY, streams=streams, shards=8, **OPTIONS)
+    fit(
+      consistent(linear(2, CLASSES)), DATA, KEY, streams=streams, shards=8,
+      **OPTIONS,
+    )  # fmt: skip
 
 
 def test_a_name_that_hides_an_array_and_one_that_is_missing():
   data = {**DATA, 'x_u': DATA['x']}
   with pytest.raises(ValueError, match=r"\['u'\] makes 'x_u' of its 'x'"):
-    fit(consistent(), data, KEY, streams=STREAMS, **OPTIONS)
+    fit(summing(), data, KEY, streams=STREAMS, **OPTIONS)
   with pytest.raises(ValueError, match=r"lacks 'x_u'.*fit\(streams=\{'u'"):
     of_stream(DATA, 'u')
   assert data_shards(N_U, BATCH_U) == 8
