@@ -41,7 +41,7 @@ def count(
     TypeError, ValueError: if an array is malformed or, outside jit, a bag empty
       or a count out of range.
 
-  >>> found = count(jnp.zeros((3, 2)), jnp.array(1))
+  >>> found = jax.jit(count)(jnp.zeros((3, 2)), jnp.array(1))
   >>> [round(float(q), 3) for q in found.posterior[:, 1]]
   [0.333, 0.333, 0.333]
 
@@ -77,7 +77,7 @@ def interval(
   Raises:
     TypeError, ValueError: as `count`.
 
-  >>> found = interval(jnp.zeros((2, 2)), jnp.array(0), jnp.array(1))
+  >>> found = jax.jit(interval)(jnp.zeros((2, 2)), 0, 1)
   >>> round(float(jnp.exp(found.log_likelihood)), 3)
   0.75
   """
@@ -129,7 +129,8 @@ def multiple_instance(
   Raises:
     TypeError, ValueError: as `count`.
 
-  >>> found = multiple_instance(jnp.zeros((2, 2, 2)), jnp.array([True, False]))
+  >>> z, labels = jnp.zeros((2, 2, 2)), jnp.array([True, False])
+  >>> found = jax.jit(multiple_instance)(z, labels)
   >>> [[round(float(q), 3) for q in bag[:, 1]] for bag in found.posterior]
   [[0.667, 0.667], [0.0, 0.0]]
 

@@ -70,7 +70,7 @@ def infer(
 
   >>> two = count_automaton(2, 3)
   >>> p = jnp.array([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
-  >>> result = infer(two, jnp.log(p))
+  >>> result = jax.jit(infer)(two, jnp.log(p))
   >>> f'{jnp.exp(result.log_likelihood):.3f}'
   '0.275'
   >>> [f'{q:.3f}' for q in result.posterior[:, 1]]
@@ -244,7 +244,7 @@ def at_least_automaton(
     TypeError, ValueError: if an argument is malformed, or outside jit if it is
       out of range. Inside jit `least` > `most` accepts nothing.
 
-  >>> result = infer(at_least_automaton(1, 1), jnp.zeros([3, 2]))
+  >>> result = jax.jit(infer)(at_least_automaton(1, 1), jnp.zeros([3, 2]))
   >>> f'{jnp.exp(result.log_likelihood):.3f}'
   '0.875'
   """
@@ -264,7 +264,7 @@ def all_equal_automaton(k: int) -> Automaton:
   Raises:
     ValueError: if `k` is out of range.
 
-  >>> result = infer(all_equal_automaton(3), jnp.zeros([3, 3]))
+  >>> result = jax.jit(infer)(all_equal_automaton(3), jnp.zeros([3, 3]))
   >>> f'{jnp.exp(result.log_likelihood):.3f}'
   '0.111'
   """

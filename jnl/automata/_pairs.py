@@ -32,7 +32,7 @@ def pair(logits: ArrayLike, log_weights: ArrayLike) -> Inference:
     TypeError, ValueError: if an array is malformed.
 
   >>> z = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9]]))
-  >>> result = pair(z, similarity(jnp.array(True)))
+  >>> result = jax.jit(pair)(z, similarity(jnp.array(True)))
   >>> [f'{q:.3f}' for q in result.posterior[:, 1]]
   ['0.900', '0.900']
 
@@ -214,7 +214,7 @@ def positive_confidence(
       outside jit a bag is empty.
 
   >>> z, c = jnp.zeros([1, 2]), jnp.array([0.75])
-  >>> [f'{q:.2f}' for q in positive_confidence(z, c).posterior[0]]
+  >>> [f'{q:.2f}' for q in jax.jit(positive_confidence)(z, c).posterior[0]]
   ['0.25', '0.75']
 
   Reference: Ishida, Niu, Sugiyama, "Binary Classification from

@@ -83,9 +83,9 @@ def count_nll_one_versus_rest(
     TypeError, ValueError: as `count_nll`.
 
   >>> z, counts = jnp.zeros((3, 2)), jnp.array([2, 1])
-  >>> bool(jnp.isclose(
-  ...   count_nll_one_versus_rest(z, counts), 2 * count_nll(z, counts[1])))
-  True
+  >>> loss = jax.jit(count_nll_one_versus_rest)(z, counts)
+  >>> round(float(jnp.exp(-loss)), 4)  # 3/8 for each of the classes
+  0.1406
 
   Reference: Chen et al., "A General Framework for Learning from Weak
   Supervision", ICML 2024, arXiv 2402.01922.
@@ -284,7 +284,7 @@ def easy_llp_sampled(
 
   >>> z, shares = jnp.zeros((2, 3, 2)), jnp.array([[1., 0.], [0., 1.]])
   >>> keys = jax.random.split(jax.random.key(0), 2)
-  >>> easy_llp_sampled(keys, z, shares, jnp.full(2, .5)).shape
+  >>> jax.jit(easy_llp_sampled)(keys, z, shares, jnp.full(2, .5)).shape
   (2,)
 
   Reference: see `easy_llp`.
@@ -404,7 +404,8 @@ def gen_bags(
     TypeError, ValueError: if an array is malformed.
 
   >>> z, counts = jnp.zeros((2, 4, 2)), jnp.array([[2, 2], [0, 4]])
-  >>> gen_bags(z, counts, jnp.array([[1., 0.], [1., -1.]])).tolist()
+  >>> bags = jnp.array([[1., 0.], [1., -1.]])
+  >>> jax.jit(gen_bags)(z, counts, bags).tolist()
   [0.0, 4.0]
 
   Reference: Saket, Raghuveer, Ravindran, "On Combining Bags to Better Learn

@@ -219,7 +219,7 @@ def compose(*functions: Augmentation) -> Augmentation:
 
   >>> weak = compose(pad_crop, flip)
   >>> keys = jax.random.split(jax.random.key(0), 2)
-  >>> weak(keys, jnp.ones((2, 8, 8, 3))).shape
+  >>> jax.jit(weak)(keys, jnp.ones((2, 8, 8, 3))).shape
   (2, 8, 8, 3)
   """
 
