@@ -1,4 +1,8 @@
-"""Every experiment runs in a process of its own and writes what it promises."""
+"""Every experiment runs, and writes what it promises.
+
+One script is run as users run it; the others, and that one with all its
+methods, in this process.
+"""
 
 import dataclasses
 import functools
@@ -17,50 +21,81 @@ from jnl.methods import _published
 from jnl.train import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCRIPTS = sorted((ROOT / 'experiments').glob('*.py'))
-MINE = """--dataset mine --smoke --methods ce,elr --batch-size 16
-  --net strided_cnn --dtype bfloat16 --standardize --augment crop_flip
+SCRIPTS = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
+EXPERIMENTS = sorted(SCRIPTS - {'throughput'})  # that has a test of its own
+CHANGED = """--dtype bfloat16 --standardize --augment crop_flip
   --noise symmetric_inclusive --rate .5"""
-TIMES = 'name shape dtype ms floor_ms ratio'
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 FIELDS = 'experiment method dataset setting seed metric last best_val seconds'
 
 
-def run(script, *argv):
-  """As a user would: without the forced devices of the tests."""
-  return subprocess.run(
-    [sys.executable, ROOT / 'experiments' / script, *argv],
-    capture_output=True,
-    text=True,
-    env=processes.users(),
-  )
+@functools.cache
+def script_of(name):
+  return runpy.run_path(str(ROOT / 'experiments' / f'{name}.py'))
 
 
 def here(name, *argv):
-  """The same in this process, which is quicker."""
-  script = runpy.run_path(str(ROOT / 'experiments' / f'{name}.py'))
+  """Runs a script in this process, which is quicker."""
+  script = script_of(name)
   script['main'](parse(script['Config'], '', [str(a) for a in argv]))
 
 
 noisy_labels = functools.partial(here, 'noisy_labels')
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
-def test_smoke(script, tmp_path):
-  done = run(script.name, '--smoke', '--out', tmp_path / 'out')
-  assert done.returncode == 0, done.stderr
-  lines = (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+def write_mine(folder, x, labels):
+  np.savez(folder / 'mine.npz', x=x, y=labels)
+  return ['--dataset', 'mine', '--data-dir', str(folder), '--smoke']
+
+
+@pytest.fixture(scope='module')
+def mine(tmp_path_factory):
+  """Options of a small data set: ten classes of images."""
+  rng = np.random.default_rng(0)
+  labels = rng.permutation(600) % 10
+  x = rng.integers(0, 60, (600, 8, 8, 1)) + 20 * labels[:, None, None, None]
+  return write_mine(tmp_path_factory.mktemp('data'), x.astype(np.uint8), labels)
+
+
+def rows_in(folder):
+  lines = (folder / 'results.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def check_results(name, folder, printed):
+  """What every experiment promises."""
+  rows = rows_in(folder)
   assert rows
-  timed = script.stem == 'throughput'
   for row in rows:
-    assert set((TIMES if timed else FIELDS).split()) <= set(row)
-    if not timed:
-      assert row['experiment'] == script.stem
-      assert 0 <= row['last'] <= 1
-      assert 0 <= row['best_val'] <= 1
-  assert list((tmp_path / 'out').glob('*.png'))
-  name = 'name' if timed else 'method'
-  assert all(row[name] in done.stdout for row in rows)
+    assert set(FIELDS.split()) <= set(row)
+    assert row['experiment'] == name
+    assert 0 <= row['last'] <= 1
+    assert 0 <= row['best_val'] <= 1
+    assert row['method'] in printed
+  assert {row['seed'] for row in rows} == {0, 1}
+  assert list(folder.glob('*.png'))
+  return {row['method'] for row in rows}
+
+
+def test_a_script_runs_as_users_run_it(mine, tmp_path):
+  """In a process of its own, without the forced devices of the tests."""
+  script = ROOT / 'experiments' / 'noisy_labels.py'
+  argv = [*mine, '--methods', 'ce', '--out', tmp_path / 'out']
+  done = subprocess.run(
+    [sys.executable, script, *argv],
+    capture_output=True,
+    text=True,
+    env=processes.users(),
+  )
+  assert done.returncode == 0, done.stderr
+  check_results('noisy_labels', tmp_path / 'out', done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_smoke(name, tmp_path, capsys):
+  here(name, '--smoke', '--out', tmp_path)
+  assert len(check_results(name, tmp_path, capsys.readouterr().out)) > 1
 
 
 @pytest.mark.parametrize(
@@ -70,13 +105,11 @@ def test_smoke(script, tmp_path):
     ('--net mpl', "unknown net 'mpl'; did you mean 'mlp'"),
     ('--noise symetric', "unknown noise 'symetric'; did you mean 'symmetric"),
     ('--dataset digit', "unknown dataset 'digit'; did you mean 'digits'"),
-    ('--rate 1.4', 'rate must lie in [0, 1], got 1.4'),
     ('--seeds 0', 'seeds must be at least 1'),
     ('--augment crop', "unknown augment 'crop'; did you mean 'crop_flip'"),
     ('--dtype float8', "unknown dtype 'float8'; did you mean 'float32'"),
     ('--noise cifar10n_worse', 'cifar10n_worse is read from files: give data'),
     ('--dataset mine --data-dir .', "no data set 'mine' in data_dir ."),
-    ('--draw absent.npz', 'absent.npz'),
     ('--checkpoint-every -1', 'checkpoint-every must not be negative'),
     ('--published', 'no published settings of ce are known for digits, symm'),
   ],
@@ -88,20 +121,18 @@ def test_bad_options_are_named_and_nothing_is_written(argv, message, tmp_path):
   assert not out.exists()
 
 
-def test_it_resumes(tmp_path):
-  argv = ['--smoke', '--methods', 'elr', '--out', tmp_path / 'out']
-  argv += ['--checkpoint-every', '5']
-  results = tmp_path / 'out' / 'results.jsonl'
+def test_it_resumes(mine, tmp_path):
+  argv = [*mine, '--methods', 'ce', '--out', tmp_path / 'out']
+  argv += ['--checkpoint-every', '5', '--batch-size', '75']
 
   def rows():
-    lines = results.read_text().splitlines()
-    return [{**json.loads(line), 'seconds': 0} for line in lines]
+    return [{**row, 'seconds': 0} for row in rows_in(tmp_path / 'out')]
 
   noisy_labels(*argv)
   first = rows()
   with pytest.raises(ValueError, match='already holds checkpoints'):
     noisy_labels(*argv)
-  results.unlink()
+  (tmp_path / 'out' / 'results.jsonl').unlink()
   noisy_labels(*argv, '--resume')
   assert rows() == first
   with pytest.raises(ValueError, match=r'config.lam: 3.0 saved, 1.0 here'):
@@ -113,34 +144,34 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
   labels = rng.permutation(300) % 3
   x = rng.integers(0, 99, (300, 12, 12, 3)) + 50 * labels[:, None, None, None]
   x = x.astype(np.uint8)
-  np.savez(tmp_path / 'mine.npz', x=x, y=labels)
-  options = [*MINE.split(), '--data-dir', tmp_path]
+  options = [*write_mine(tmp_path, x, labels), '--batch-size', '75']
   first, again = tmp_path / 'first', tmp_path / 'again'
-  noisy_labels(*options, '--out', first)
+  noisy_labels(*options, '--methods', 'ce', *CHANGED.split(), '--out', first)
   saved = np.load(first / 'draw_1.npz')
   assert (saved['generator'], saved['rate']) == ('symmetric_inclusive', 0.5)
   # Every row of the file but those held out for the test.
   assert len(saved['labels']) == 225
   np.testing.assert_array_equal(saved['clean'], labels[saved['id']])
-  noisy_labels(*options, '--draw', first / 'draw_1.npz', '--out', again)
-  rows = [json.loads(x) for x in (again / 'results.jsonl').open()]
+  options += ['--methods', 'ce', '--draw', first / 'draw_1.npz']
+  noisy_labels(*options, '--out', again)
+  rows = rows_in(again)
   share = (saved['labels'] != saved['clean']).mean()
   assert {round(row['wrong_labels'], 6) for row in rows} == {round(share, 6)}
   # It is of no use for other data of that name.
-  np.savez(tmp_path / 'mine.npz', x=x[::-1], y=labels[::-1])
+  write_mine(tmp_path, x[::-1], labels[::-1])
   with pytest.raises(ValueError, match=r'draw_1\.npz'):
-    noisy_labels(*options, '--draw', first / 'draw_1.npz', '--out', again)
+    noisy_labels(*options, '--out', again)
 
 
-def test_a_method_as_it_was_published(tmp_path, monkeypatch):
+def test_a_method_as_it_was_published(mine, tmp_path, monkeypatch):
   settings = _published.Settings(
     'a paper', 'gce', 'mlp', 9, 120, 0.0, arguments={'q': 0.5}
   )
-  known = {('digits', 'symmetric', None): settings}
+  known = {('mine', 'symmetric', None): settings}
   monkeypatch.setitem(_published.LOSSES, 'gce', known)
-  argv = '--published --smoke --methods gce --batch-size 9999'
-  noisy_labels(*argv.split(), '--out', tmp_path)
-  rows = [json.loads(x) for x in (tmp_path / 'results.jsonl').open()]
+  argv = '--published --methods gce --batch-size 9999'
+  noisy_labels(*mine, *argv.split(), '--out', tmp_path)
+  rows = rows_in(tmp_path)
   used = rows[0]['published']['gce']
   settings = dataclasses.replace(settings, views='none', epochs=2)
   assert used == {**dataclasses.asdict(settings), 'drops': []}  # in JSON a list
@@ -173,7 +204,6 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('weak_supervision', '--methods emm', "unknown method 'emm'; did you mean"),
     ('weak_supervision', '--evidence similarity', 'bag-size must be 2'),
     ('weak_supervision', '--positive nine', 'positive must be numbers'),
-    ('weak_supervision', '--positive 17', 'positive must leave both classes'),
     ('label_proportions', '--methods dlp', "unknown method 'dlp'; did you me"),
     ('label_proportions', '--bags sorted', 'bags must be random, order or a'),
     ('label_proportions', '--bags 4', 'bags: there are 4 features, got 4'),
@@ -184,16 +214,12 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('imprecise_labels', '--methods cc', "unknown method 'cc'"),
     ('imprecise_labels', '--views crops', "unknown views 'crops'; did you"),
     ('imprecise_labels', '--optimizer lion', "unknown optimizer 'lion'"),
-    ('imprecise_labels', '--ratio 1.5 --setting partial', 'q must lie in'),
     ('meta_rescaling', '--methods storms', "unknown method 'storms'; did you"),
     ('meta_rescaling', '--noise uniform', "unknown noise 'uniform'; "),
     ('meta_rescaling', '--optimizer adamw', "unknown optimizer 'adamw'; did"),
     ('meta_rescaling', '--rate 1.5', 'rate must lie in [0, 1], got 1.5'),
     ('meta_rescaling', '--epochs 5,0', 'epochs must be numbers from 1 on'),
     ('meta_rescaling', '--imbalance .1', 'imbalance must be at least 1'),
-    ('meta_rescaling', '--meta-per-class 500', 'meta_per_class must be less'),
-    ('meta_rescaling', '--batch-size 9999', 'batch_size must be at most 1100'),
-    ('meta_rescaling', '--net ngram', 'net ngram is not for images'),
   ],
 )
 def test_bad_options_of_others(name, argv, message, tmp_path):
@@ -204,8 +230,51 @@ def test_bad_options_of_others(name, argv, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('name', 'argv', 'message'),
+  [
+    ('noisy_labels', '--rate 1.4', 'rate must lie in [0, 1], got 1.4'),
+    ('noisy_labels', '--draw absent.npz', 'absent.npz'),
+    ('weak_supervision', '--positive 17', 'positive must leave both classes'),
+    ('imprecise_labels', '--ratio 1.5 --setting partial', 'q must lie in'),
+    ('meta_rescaling', '--meta-per-class 500', 'meta_per_class must be less'),
+    ('meta_rescaling', '--batch-size 9999', 'batch_size must be at most '),
+    ('meta_rescaling', '--net ngram', 'net ngram is not for images'),
+  ],
+)
+def test_options_that_the_data_forbid(name, argv, message, mine, tmp_path):
+  out = tmp_path / 'out'
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+    here(name, *mine, *argv.split(), '--out', out)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize(
   ('name', 'argv'),
   [
+    ('weak_supervision', '--evidence comparison --bag-size 2 --methods em'),
+    ('label_proportions', '--bags order --net strided_cnn --methods dsq'),
+    ('imprecise_labels', '--setting semi --ema .9 --methods pseudo_label'),
+    (
+      'meta_rescaling',
+      '--methods plain_clean --meta-per-class 2 --noise class_imbalanced '
+      '--imbalance 2',
+    ),
+  ],
+)
+def test_every_script_runs(name, argv, mine, tmp_path, capsys):
+  """With one method; with all of them in the second stage."""
+  here(name, *mine, *argv.split(), '--out', tmp_path)
+  assert len(check_results(name, tmp_path, capsys.readouterr().out)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'argv'),
+  [
+    (
+      'noisy_labels',
+      '--methods ce,elr --net strided_cnn --batch-size 300 ' + CHANGED,
+    ),
     ('weak_supervision', '--evidence multiple_instance --bag-size 7'),
     ('weak_supervision', '--evidence similarity --bag-size 2'),
     ('weak_supervision', '--evidence comparison --bag-size 2'),
@@ -219,21 +288,18 @@ def test_bad_options_of_others(name, argv, message, tmp_path):
     ),
     ('imprecise_labels', '--setting partial'),
     ('imprecise_labels', '--setting semi --ema .9'),
-    ('imprecise_labels', '--setting mixed'),
-    ('imprecise_labels', '--setting partial_noisy --views crop'),
+    ('imprecise_labels', '--setting mixed --methods ill,proden'),
     (
-      'meta_rescaling',
-      '--methods mwn,mlc,mslc --noise class_imbalanced --imbalance 2',
+      'imprecise_labels',
+      '--setting partial_noisy --views crop --methods ill,cc_strong',
     ),
     (
       'meta_rescaling',
-      '--methods l2rw,storm_meta --net strided_cnn --augment crop_flip',
+      '--methods mwn,storm_meta --net strided_cnn --augment crop_flip '
+      '--noise class_imbalanced --imbalance 2',
     ),
   ],
 )
-def test_every_kind_of_evidence(name, argv, tmp_path):
+def test_every_kind_of_evidence(name, argv, tmp_path, capsys):
   here(name, *argv.split(), '--smoke', '--out', tmp_path)
-  rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').open()]
-  assert {row['seed'] for row in rows} == {0, 1}
-  assert all(0 <= row['last'] <= 1 for row in rows)
-  assert len({row['method'] for row in rows}) >= 2
+  assert len(check_results(name, tmp_path, capsys.readouterr().out)) >= 2

@@ -1,12 +1,14 @@
 """The throughput script, its clock, and what its sections compare."""
 
+import functools
 import importlib
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
-from fixture_losses import close, draw, grad
+from fixture_losses import close
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +28,30 @@ def run(*argv):
   script.main(parse(script.Config, '', [str(a) for a in argv]))
 
 
+def rows_in(folder):
+  lines = (folder / 'results.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path, capfd):
+  run('--smoke', '--out', tmp_path)
+  rows, printed = rows_in(tmp_path), capfd.readouterr().out
+  for row in rows:
+    assert set(FIELDS.split()) <= set(row)
+    assert row['name'] in printed
+  plots = {path.stem for path in tmp_path.glob('*.png')}
+  assert plots == {row['section'] for row in rows}
+  assert plots == set(script.SECTIONS)
+
+
+@pytest.mark.slow
 def test_two_devices_and_two_processes(tmp_path, capfd):
-  """What --smoke has not; that is run in experiments_test.py."""
+  """What --smoke has not."""
   argv = '--sections losses --losses gce,elr --batch 8 --classes 4 --rounds 1 '
   argv += '--examples 16 --devices 2 --dtype bfloat16 --processes 2'
   run(*argv.split(), '--out', tmp_path / 'out')
-  lines = (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = rows_in(tmp_path / 'out')
   assert [row['name'] for row in rows] == ['np.copyto', 'gce', 'elr']
   for row in rows:
     assert set(FIELDS.split()) <= set(row)
@@ -44,6 +63,38 @@ def test_two_devices_and_two_processes(tmp_path, capfd):
     assert row['ratio'] == np.median(row['ratios'])
   assert (tmp_path / 'out' / 'losses.png').stat().st_size > 1000
   assert 'with rows of memory' in capfd.readouterr().out
+
+
+def test_processes_are_told_the_options_and_their_medians_reported(
+  monkeypatch, tmp_path, capsys
+):
+  """The process is played by this one: of losses, on two devices."""
+  told = []
+
+  def started(command, env):
+    told.append(command[2:])
+    monkeypatch.setenv(script.clock.ROWS, env[script.clock.ROWS])
+    script.main(parse(script.Config, '', command[2:]))
+    monkeypatch.delenv(script.clock.ROWS)
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(script.clock.subprocess, 'run', started)
+  argv = '--sections losses --losses elr --batch 8 --classes 4 --rounds 1 '
+  argv += '--examples 16 --devices 2 --processes 2 --out'
+  run(*argv.split(), tmp_path)
+  assert len(told) == 2
+  assert {'--losses=elr', '--devices=2', '--batch=8'} <= set(told[0])
+  rows = rows_in(tmp_path)
+  assert [row['name'] for row in rows] == ['np.copyto', 'elr']
+  for row in rows:
+    assert set(FIELDS.split()) <= set(row)
+    assert row['shape'] == [8, 4]
+    assert row['device'].startswith('2 x ')
+    assert len(row['ratios']) == 2
+    assert 0 < row['ms'] < 1e4
+    assert row['ratio'] == np.median(row['ratios'])
+  assert (tmp_path / 'losses.png').stat().st_size > 1000
+  assert 'with rows of memory' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -79,28 +130,28 @@ def test_options_of_other_sections_are_not_looked_at():
   script.check_options(config)
 
 
-def test_a_process_that_measures_starts_no_other(monkeypatch, tmp_path):
-  monkeypatch.setenv(script.clock.ROWS, str(tmp_path / 'rows.jsonl'))
-  started = []
-  monkeypatch.setattr(script.clock.subprocess, 'run', started.append)
-  script.main(script.Config(sections=('losses',), losses=('ce',), **TINY))
-  rows = (tmp_path / 'rows.jsonl').read_text().splitlines()
-  assert [json.loads(row)['name'] for row in rows] == ['np.copyto', 'ce']
-  assert not started
-
-
 def test_what_is_timed_is_the_value_and_the_gradient():
-  section = script.losses
+  section, names = script.losses, ('ce', 'nce', 'nfl')
   options = section.Options(**{**TINY, 'classes': 6})
   mesh = data_mesh(jax.devices()[:2])
   arrays = section.draw_arrays(options, jnp.float32, mesh)
-  z, y, weight = arrays['z'], arrays['y'], arrays['weight']
-  for name in ('ce', 'nce', 'nfl'):
-    value, back = section.value_and_gradient(section.LOSSES[name], arrays)
-    plain = getattr(losses, name)
-    close(value, plain(z, y))
-    weighted = lambda z, f=plain: jnp.sum(weight * f(z, y))
-    close(back['z'], grad(weighted)(z), rtol=1e-4)
+  timed = [
+    functools.partial(section.value_and_gradient, section.LOSSES[name])
+    for name in names
+  ]
+  found = jax.jit(lambda arrays: [f(arrays) for f in timed])(arrays)
+  z, y, weight = (np.asarray(arrays[name]) for name in ('z', 'y', 'weight'))
+
+  def weighted(z, name):
+    value = getattr(losses, name)(z, y)
+    return jnp.sum(weight * value), value
+
+  expected = jax.jit(
+    lambda z: [jax.grad(weighted, has_aux=True)(z, name) for name in names]
+  )(z)
+  for (value, back), (slope, plain) in zip(found, expected, strict=True):
+    close(value, plain)
+    close(back['z'], slope, rtol=1e-4)
 
 
 def test_first_batch_is_laid_out_shard_by_shard():
@@ -115,15 +166,25 @@ def test_both_views_are_the_two_of_one_pass():
   method = script.steps.build(script.steps.Options(batch_size=8), 'ce', 16)
   state, key = method.init(jax.random.key(0)), jax.random.key(1)
   loss = lambda m, x: m.step(state, {**data, 'x': x}, key)[1]['loss']
-  apart = loss(method, data['x']) + loss(method, data['x_strong'])
-  both = loss(script.em.on_both_views(method), data['x'])
-  close(both, apart / 2, rtol=1e-5)
+  one, other, both = jax.jit(
+    lambda x, strong: (
+      loss(method, x),
+      loss(method, strong),
+      loss(script.em.on_both_views(method), x),
+    )
+  )(data['x'], data['x_strong'])
+  close(both, (one + other) / 2, rtol=1e-5)
 
 
 def test_the_recursion_is_the_likelihood_that_is_inferred():
-  log_odds = draw(64, 5)[0]
-  p = script.counts.prefix_recursion(jax.nn.sigmoid(log_odds).T)
-  close(jnp.log(p), automata.count_log_probs(log_odds), rtol=1e-3, atol=1e-4)
+  log_odds = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+  p, log_probs = jax.jit(
+    lambda z: (
+      script.counts.prefix_recursion(jax.nn.sigmoid(z).T),
+      automata.count_log_probs(z),
+    )
+  )(log_odds)
+  close(np.log(p), log_probs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_single_bag_is_measured_with_its_memory():
