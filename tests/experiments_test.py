@@ -79,6 +79,8 @@ def check_results(name, folder, printed):
 
 def test_a_script_runs_as_users_run_it(mine, tmp_path):
   """In a process of its own, without the forced devices of the tests."""
+  for name in ('flax', 'matplotlib'):
+    pytest.importorskip(name, reason="pip install -e '.[test]'")
   script = ROOT / 'experiments' / 'noisy_labels.py'
   argv = [*mine, '--methods', 'ce', '--out', tmp_path / 'out']
   done = subprocess.run(
@@ -121,6 +123,7 @@ def test_bad_options_are_named_and_nothing_is_written(argv, message, tmp_path):
   assert not out.exists()
 
 
+@pytest.mark.slow
 def test_it_resumes(mine, tmp_path):
   argv = [*mine, '--methods', 'ce', '--out', tmp_path / 'out']
   argv += ['--checkpoint-every', '5', '--batch-size', '75']
@@ -139,6 +142,7 @@ def test_it_resumes(mine, tmp_path):
     noisy_labels(*argv, '--resume', '--lam', '1')
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
   rng = np.random.default_rng(0)
   labels = rng.permutation(300) % 3

@@ -5,7 +5,7 @@ import sys
 
 # Before jax starts, and not where pytest imports this to look for doctests: it
 # would hold all tests of that process to one core.
-if __name__ == '__main__':
+if __name__ == '__main__' and hasattr(os, 'sched_setaffinity'):
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 from fixture_train import CLASSES, network
