@@ -397,11 +397,8 @@ class Contract:
 class EveryMode(Contract):
   """The contract of one method of every kind, with what others leave for later.
 
-  Tables, a stack of networks and a refit, bags, meta gradients, second streams.
+  A table, a stack of networks with a refit, meta gradients over two streams.
   """
-
-  def test_padding_is_not_counted(self):
-    check_padding(self.case)
 
   @pytest.mark.parametrize('how', MODES)
   def test_eight_devices_equal_one_in_other_modes(self, how):

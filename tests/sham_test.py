@@ -3,6 +3,7 @@
 from contract import CLASSES, DIM, SHARDS, Contract, N, network, optimizer
 import jax
 import numpy as np
+import pytest
 from sham import median_confidence, sham
 
 from jnl import Model, Outputs
@@ -24,6 +25,7 @@ def linear():
   )
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return make(network())

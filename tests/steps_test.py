@@ -252,6 +252,7 @@ class TestSupervised(Contract):
     return supervised(losses.gce, network(), optimizer())
 
 
+@pytest.mark.slow
 class TestSupervisedBags(Contract):
   def make(self):
     def per_bag(logits, batch):
@@ -268,6 +269,7 @@ class TestTwoNetworksAndARefit(EveryMode):
     return co_divide(network(), optimizer(), N, SHARDS)
 
 
+@pytest.mark.slow
 class TestASecondStream(Contract):
   def make(self):
     return reweight(network(), optimizer())

@@ -151,6 +151,7 @@ def test_decay_is_checked_and_may_be_swept():
   assert max(np.abs(a - b).max() for a, b in leaves) > 1e-3
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     method = co_divide(network(), optimizer(), N, SHARDS)

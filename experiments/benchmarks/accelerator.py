@@ -284,7 +284,6 @@ def main(config: Config) -> None:
   if clock.ROWS in os.environ:
     measure_here(config, *names)
     return
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child too
   found: dict[str, Any] = {
     'date': datetime.date.today().isoformat(),
     'device': None,
@@ -394,4 +393,5 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child too
   main(parse(Config, __doc__))

@@ -558,6 +558,7 @@ def test_mixtures(digits):
   assert mixed > cc + 0.08
 
 
+@pytest.mark.slow
 class TestNoisyContract(contract.Contract):
   def make(self):
     return ill_noisy(
@@ -568,12 +569,13 @@ class TestNoisyContract(contract.Contract):
     )
 
 
+@pytest.mark.slow
 class TestPartialContract(contract.Contract):
   def make(self):
     return ill_partial(contract.network(), contract.optimizer())
 
 
-class TestSemiContract(contract.EveryMode):
+class TestSemiContract(contract.Contract):
   def make(self):
     return ill_semi(
       contract.network(), contract.optimizer(), num_classes=contract.CLASSES

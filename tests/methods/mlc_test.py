@@ -10,10 +10,12 @@ from contract import (
   network,
   optimizer,
 )
+import pytest
 
 from jnl.methods import mlc
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return mlc(

@@ -2,10 +2,12 @@
 
 from contract import BATCH, CLASSES, SHARDS, Contract, N, network, optimizer
 import optax
+import pytest
 
 from jnl.methods import mslc
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return mslc(

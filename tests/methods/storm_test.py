@@ -2,10 +2,12 @@
 
 from contract import BATCH, CLASSES, SHARDS, Contract, N, network
 import optax
+import pytest
 
 from jnl.methods import storm
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   # It remembers rows by their place in a batch, and takes batches of one size.
   test_padding_is_not_counted = None

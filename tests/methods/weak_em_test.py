@@ -2,7 +2,7 @@
 
 import functools
 
-from contract import EveryMode, bags, instance_network, optimizer
+from contract import Contract, bags, instance_network, optimizer
 from fixture_methods import accuracy, smooth, train
 import jax
 import jax.numpy as jnp
@@ -189,7 +189,7 @@ def count_of_labels(logits, batch):
   return automata.count(logits, batch['labels'], batch['mask'])
 
 
-class TestContract(EveryMode):
+class TestContract(Contract):
   def make(self):
     return weak_em(instance_network(), optimizer(), count_of_labels)
 

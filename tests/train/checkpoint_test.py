@@ -96,7 +96,7 @@ def interrupted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('look', 'loop'), [slow(0, 'python'), (2, 'compiled'), (5, 'python')]
+  ('look', 'loop'), [slow(0, 'python'), (2, 'compiled'), slow(5, 'python')]
 )
 def test_an_interrupted_run_goes_on_to_the_bit(
   look, loop, interrupted, tmp_path, capfd
@@ -124,7 +124,8 @@ def test_it_goes_on_with_another_number_of_devices(
   assert len(rows.sharding.device_set) == then
 
 
-@pytest.mark.parametrize('vectorize', [slow(True), False])
+@pytest.mark.slow
+@pytest.mark.parametrize('vectorize', [True, False])
 def test_many_runs_go_on(vectorize, interrupted, tmp_path):
   method = elr_method()
   if vectorize:
@@ -154,7 +155,8 @@ def whole_five():
   return raw_keys(five_runs())
 
 
-@pytest.mark.parametrize('then', [slow(1), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize('then', [1, 2])
 def test_five_runs_go_on_with_another_number_of_devices(
   then, interrupted, tmp_path
 ):
