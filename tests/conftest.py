@@ -7,6 +7,7 @@ stage of .ci/run has it, what runs is what users run.
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -21,7 +22,7 @@ if not any('optimization_level' in flag for flag in flags):
   if importlib.metadata.version('jaxlib').startswith('0.10.'):
     flags.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join(flags)
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_PLATFORMS'] = 'cpu'  # which can have eight
 
 cache = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
@@ -33,6 +34,9 @@ gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
 
 pytest.register_assert_rewrite('contract')  # plain asserts, outside of tests
 
+EXTRA = """array_record chex faiss flax grain hypothesis importlib_resources
+  matplotlib optax orbax PIL sklearn tensorboard tensorflow_datasets tqdm"""
+
 
 def pytest_addoption(parser):
   group = parser.getgroup('jnl')
@@ -42,3 +46,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.pluginmanager.register(cost)  # a conftest would not see the doctests
+
+
+def pytest_terminal_summary(terminalreporter):
+  missing = [m for m in EXTRA.split() if importlib.util.find_spec(m) is None]
+  if missing:
+    terminalreporter.write_line(
+      f"not installed: {', '.join(missing)}; pip install -e '.[test]' has them",
+      red=True,
+    )

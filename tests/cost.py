@@ -3,7 +3,8 @@
 A test that is not marked slow and takes more than 8 CPU seconds (`--cpu-limit`)
 fails: mark it, or make it smaller. `--cpu-report=FILE` writes a table of CPU
 seconds and memory by test file. What a file compiled is forgotten after it, so
-that a worker does not grow with the number of files.
+that a worker does not grow with the number of files. Examples of docstrings are
+slow, all of them: `pytest -m slow jnl`.
 """
 
 import collections
@@ -40,6 +41,13 @@ def _forget_programs():
   if jax:
     jax.clear_caches()
   gc.collect()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  for item in items:  # compiled one operation at a time
+    if isinstance(item, pytest.DoctestItem):
+      item.add_marker('slow')
 
 
 @pytest.hookimpl(tryfirst=True)

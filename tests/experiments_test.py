@@ -257,8 +257,8 @@ def test_options_that_the_data_forbid(name, argv, message, mine, tmp_path):
   [
     ('weak_supervision', '--evidence comparison --bag-size 2 --methods em'),
     ('label_proportions', '--bags order --net strided_cnn --methods dsq'),
-    ('imprecise_labels', '--setting semi --ema .9 --methods pseudo_label'),
-    (
+    slow('imprecise_labels', '--setting semi --ema .9 --methods pseudo_label'),
+    slow(
       'meta_rescaling',
       '--methods plain_clean --meta-per-class 2 --noise class_imbalanced '
       '--imbalance 2',
