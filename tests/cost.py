@@ -16,6 +16,11 @@ import sys
 
 import pytest
 
+# Begun first, so that both workers end together.
+COSTLY = tuple(
+  f'tests/{name}'
+  for name in ('golden', 'experiments', 'train', 'losses', 'methods', 'belief')
+)
 START = pytest.StashKey[float]()
 # By test file, of all workers: CPU seconds, tests, and the most memory in GB
 # that a worker had held when it ended a test of it.
@@ -48,6 +53,11 @@ def pytest_collection_modifyitems(items):
   for item in items:  # compiled one operation at a time
     if isinstance(item, pytest.DoctestItem):
       item.add_marker('slow')
+  items.sort(key=lambda item: not item.nodeid.startswith(COSTLY))
+
+
+def pytest_collection_finish():
+  gc.freeze()  # what is imported stays: no collection need look at it
 
 
 @pytest.hookimpl(tryfirst=True)

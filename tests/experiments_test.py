@@ -167,6 +167,7 @@ def test_data_of_ones_own_and_a_draw_that_is_read_again(tmp_path):
     noisy_labels(*options, '--out', again)
 
 
+@pytest.mark.slow
 def test_a_method_as_it_was_published(mine, tmp_path, monkeypatch):
   settings = _published.Settings(
     'a paper', 'gce', 'mlp', 9, 120, 0.0, arguments={'q': 0.5}
@@ -255,8 +256,8 @@ def test_options_that_the_data_forbid(name, argv, message, mine, tmp_path):
 @pytest.mark.parametrize(
   ('name', 'argv'),
   [
-    ('weak_supervision', '--evidence comparison --bag-size 2 --methods em'),
     ('label_proportions', '--bags order --net strided_cnn --methods dsq'),
+    slow('weak_supervision', '--evidence comparison --bag-size 2 --methods em'),
     slow('imprecise_labels', '--setting semi --ema .9 --methods pseudo_label'),
     slow(
       'meta_rescaling',

@@ -159,6 +159,7 @@ def test_first_batch_is_laid_out_shard_by_shard():
   assert index.tolist() == [0, 1, 5, 6]
 
 
+@pytest.mark.slow
 def test_both_views_are_the_two_of_one_pass():
   """What `em` is compared with: the mean cross-entropy of both views."""
   views = script.em.views(8)
@@ -187,6 +188,7 @@ def test_the_recursion_is_the_likelihood_that_is_inferred():
   close(np.log(p), log_probs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_single_bag_is_measured_with_its_memory():
   options = script.counts.Options(
     devices=2, bags=4, instances=4, single=8, rounds=1

@@ -227,6 +227,7 @@ def test_mwn_descends_the_clean_loss_after_a_virtual_step():
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_memory_of_storm_starts_anew_in_every_epoch():
   (method, state), counts = compiled('storm'), []
   for seed in range(3):

@@ -111,7 +111,8 @@ def test_an_interrupted_run_goes_on_to_the_bit(
   assert resumed.state.step == 3 * (N // 16)
 
 
-@pytest.mark.parametrize(('first', 'then'), [(1, 8), slow(8, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(('first', 'then'), [(1, 8), (8, 1)])
 def test_it_goes_on_with_another_number_of_devices(
   first, then, interrupted, tmp_path
 ):

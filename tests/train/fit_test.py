@@ -185,6 +185,7 @@ def test_many_runs_are_the_single_runs():
     chex.assert_trees_all_close(raw_keys(one), run, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_runs_at_once_are_those_one_by_one():
   many, accuracy = three_runs(True)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(many.state))
