@@ -8,6 +8,7 @@ slow, all of them: `pytest -m slow jnl`.
 """
 
 import collections
+import functools
 import gc
 import os
 import pathlib
@@ -21,6 +22,8 @@ COSTLY = tuple(
   f'tests/{name}'
   for name in ('golden', 'experiments', 'train', 'losses', 'methods', 'belief')
 )
+# A case of a parametrized test, for the second stage.
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 START = pytest.StashKey[float]()
 # By test file, of all workers: CPU seconds, tests, and the most memory in GB
 # that a worker had held when it ended a test of it.
@@ -70,8 +73,8 @@ def pytest_runtest_call(item):
   result = yield
   used = cpu_seconds() - item.stash[START]
   limit = item.config.getoption('--cpu-limit')
-  bounded = 'JNL_GOLDEN' not in os.environ  # files of others cost what they do
-  if used > limit and bounded and not item.get_closest_marker('slow'):
+  free = any(map(item.get_closest_marker, ('slow', 'unbounded')))
+  if used > limit and not free:
     pytest.fail(f'{used:.1f} CPU seconds, more than {limit:g}: mark it slow')
   return result
 

@@ -1,14 +1,12 @@
 """What the pages are made of: papers, their table, an entry for each name."""
 
 import copy
-import importlib
 import pathlib
 import re
 import shlex
-import sys
 
-from docstrings_test import ROOMS
-from docstrings_test import public as documented
+import links
+import papers
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,28 +14,16 @@ DOCS = ROOT / 'docs'
 
 
 @pytest.fixture(scope='module')
-def papers():
-  sys.path.insert(0, str(DOCS / '_ext'))
-  yield importlib.import_module('papers')
-  sys.path.remove(str(DOCS / '_ext'))
-
-
-@pytest.fixture(scope='module')
-def links(papers):
-  return importlib.import_module('links')
-
-
-@pytest.fixture(scope='module')
-def found(papers):
+def found():
   return papers.find_papers()
 
 
 @pytest.fixture
-def known(papers):
+def known():
   return copy.deepcopy(papers.read_known())
 
 
-def test_every_paper_has_one_row_and_every_row_a_paper(papers, found, known):
+def test_every_paper_has_one_row_and_every_row_a_paper(found, known):
   assert len(found) > 70
   papers.check_rows(found, known)
   assert 'methods.elr' in found[elr_of(found)]
@@ -48,7 +34,7 @@ def elr_of(found):
   return next(paper for paper in found if paper.arxiv == '2007.00151')
 
 
-def test_what_does_not_agree_is_an_error(papers, found, known):
+def test_what_does_not_agree_is_an_error(found, known):
   rows = known['groups'][0]['papers']
   rows['9999.00001'] = {'name': 'of nobody'}
   rows['2007.00151'] = {'name': 'ELR once more'}
@@ -67,7 +53,7 @@ def test_what_does_not_agree_is_an_error(papers, found, known):
     assert part in str(error.value)
 
 
-def test_references_are_read(papers):
+def test_references_are_read():
   def read(text):
     return papers.papers_of('losses', 'mine', f'It.\n\nReference: {text}\n')
 
@@ -93,7 +79,7 @@ def test_references_are_read(papers):
     read('see `no_such_loss`.')
 
 
-def test_a_paper_has_one_title(papers, monkeypatch):
+def test_a_paper_has_one_title(monkeypatch):
   monkeypatch.setattr(papers, 'ROOMS', ('ramps',))
   assert len(papers.find_papers()) == 3
   first = 'A, "Title", ICML 2020, arXiv 2001.00001'
@@ -118,7 +104,7 @@ def function_with(reference):
   return function
 
 
-def test_the_table_has_every_call(papers, found, known):
+def test_the_table_has_every_call(found, known):
   text = '\n'.join(papers.table(found, known))
   for names in found.values():
     for name in names:
@@ -134,20 +120,17 @@ def test_commands_exist(known):
       assert re.search(rf'\b{option.removeprefix("--")}\b', text)
 
 
-def test_every_public_name_has_an_entry(papers):
+def test_every_public_name_has_an_entry():
   pages = {path.stem for path in (DOCS / 'api').glob('*.rst')} - {'index'}
   listed = (DOCS / 'api/index.rst').read_text().split()
   assert pages == set(papers.ROOMS)
   assert {f'jnl.{page}' for page in pages} <= set(listed)
-  assert set(ROOMS) <= pages
   for room in papers.ROOMS:
     text = (DOCS / f'api/{room}.rst').read_text()
     assert text.endswith(f'\n.. room:: jnl.{room}\n')
-  for room in ROOMS:
-    assert documented(room).keys() == papers.functions(room).keys()
 
 
-def test_links_are_followed(links, tmp_path):
+def test_links_are_followed(tmp_path):
   (tmp_path / 'api').mkdir()
   (tmp_path / 'a.html').write_text(
     '<p id="here"><a href="#here"><a href="api/b.html#there">'

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 
+from cost import slow
 import numpy as np
 import processes
 import pytest
@@ -25,7 +26,6 @@ SCRIPTS = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
 EXPERIMENTS = sorted(SCRIPTS - {'throughput'})  # that has a test of its own
 CHANGED = """--dtype bfloat16 --standardize --augment crop_flip
   --noise symmetric_inclusive --rate .5"""
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 FIELDS = 'experiment method dataset setting seed metric last best_val seconds'
 
 

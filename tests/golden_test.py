@@ -27,6 +27,9 @@ import pytest
 DEFAULT = pathlib.Path(__file__).parent / 'golden'
 FOLDER = pathlib.Path(os.environ.get('JNL_GOLDEN', DEFAULT))
 FILES = sorted(FOLDER.glob('*.npz'))
+# Who brings files of their own wants all of them, whatever they cost.
+OWN = FOLDER == DEFAULT
+pytestmark = [] if OWN else [pytest.mark.unbounded]
 CHECKS = {
   **golden_automata.CHECKS,
   **golden_belief.CHECKS,
@@ -76,8 +79,7 @@ def runs():
         # float32 only where there is nothing else: the mathematics is the same.
         slow = path.stem in SLOW or path.stem.startswith(ENUMERATED)
         slow = slow or precision != precisions[-1]
-        # Who brings files of their own wants all of them.
-        yield path, precision, slow and FOLDER == DEFAULT
+        yield path, precision, slow and OWN
 
 
 def check_of(path):

@@ -139,7 +139,6 @@ def with_sections(text: str) -> str:
       body = re.sub(
         r'^(\S[^:]*):\s', lambda m: f'- **{m[1]}**: ', body, flags=re.MULTILINE
       )
-      body = re.sub(r'^(?=\s+\S)', '', body, flags=re.MULTILINE)
     return f':{SECTIONS[found[1]]}:\n{textwrap.indent(body, "  ")}\n\n'
 
   return re.sub(pattern, field, text + '\n', flags=re.MULTILINE)

@@ -3,6 +3,7 @@
 import functools
 
 import contract
+from cost import slow
 from fixture_methods import smooth
 import jax
 import jax.numpy as jnp
@@ -118,9 +119,6 @@ def test_hyperparameters_are_checked(name):
   for key in SETTINGS[name]:
     with pytest.raises(ValueError, match=key):
       METHODS[name](**{key: BAD[key]})
-
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 
+from cost import slow
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -39,8 +40,8 @@ SMALL = {
 def at_first(*names, of=tuple(SMALL)):
   """These networks at once, the others in the slow stage."""
   others = sorted(set(of) - set(names))
-  slow = [pytest.param(name, marks=pytest.mark.slow) for name in others]
-  return pytest.mark.parametrize('name', [*names, *slow])
+  later = [slow(name) for name in others]
+  return pytest.mark.parametrize('name', [*names, *later])
 
 
 # One even and one odd side: strides pad alike at both ends.
@@ -149,13 +150,9 @@ def wide_resnet(depth, k, classes):
   ('name', 'classes', 'table', 'expected', 'features'),
   [
     ('cnn8', 10, cnn8(10), 1_639_794, 256),
-    pytest.param(
-      'cnn8', 100, cnn8(100), 1_662_924, 256, marks=pytest.mark.slow
-    ),
+    slow('cnn8', 100, cnn8(100), 1_662_924, 256),
     ('resnet34', 10, resnet34(10), 21_282_122, 512),
-    pytest.param(
-      'resnet34', 100, resnet34(100), 21_328_292, 512, marks=pytest.mark.slow
-    ),
+    slow('resnet34', 100, resnet34(100), 21_328_292, 512),
     (
       'preact_resnet18',
       10,
@@ -163,48 +160,27 @@ def wide_resnet(depth, k, classes):
       11_171_274,
       512,
     ),
-    pytest.param(
+    slow(
       'preact_resnet18',
       100,
       dividemix_preact((2, 2, 2, 2), 100),
       11_217_444,
       512,
-      marks=pytest.mark.slow,
     ),
-    pytest.param(
-      'preact_resnet34',
-      10,
-      dividemix_preact((3, 4, 6, 3), 10),
-      21_279_434,
-      512,
-      marks=pytest.mark.slow,
+    slow(
+      'preact_resnet34', 10, dividemix_preact((3, 4, 6, 3), 10), 21_279_434, 512
     ),
-    pytest.param(
+    slow(
       'preact_resnet34',
       100,
       dividemix_preact((3, 4, 6, 3), 100),
       21_325_604,
       512,
-      marks=pytest.mark.slow,
     ),
     ('wide_resnet28_2', 10, wide_resnet(28, 2, 10), 1_467_610, 128),
-    pytest.param(
-      'wide_resnet28_2',
-      100,
-      wide_resnet(28, 2, 100),
-      1_479_220,
-      128,
-      marks=pytest.mark.slow,
-    ),
+    slow('wide_resnet28_2', 100, wide_resnet(28, 2, 100), 1_479_220, 128),
     ('wide_resnet28_10', 10, wide_resnet(28, 10, 10), 36_479_194, 640),
-    pytest.param(
-      'wide_resnet28_10',
-      100,
-      wide_resnet(28, 10, 100),
-      36_536_884,
-      640,
-      marks=pytest.mark.slow,
-    ),
+    slow('wide_resnet28_10', 100, wide_resnet(28, 10, 100), 36_536_884, 640),
   ],
 )
 def test_sizes_are_those_of_the_official_codes(
@@ -384,7 +360,7 @@ def test_equations_of_the_evaluation_are_those_of_the_paper(name):
     ('resnet', None, 0.9),
     ('preact', None, 0.9),
     ('wide', 'PreActBlock_0', 0.999),
-    pytest.param('wide_relu', 'PreActBlock_0', 0.9, marks=pytest.mark.slow),
+    slow('wide_relu', 'PreActBlock_0', 0.9),
   ],
 )
 def test_running_statistics_move_as_in_pytorch(name, first, momentum):
@@ -404,12 +380,7 @@ def test_running_statistics_move_as_in_pytorch(name, first, momentum):
   ('module', 'path', 'expected'),
   [
     # PyTorch's default: U(-a, a) with a = 1 / sqrt(fan in).
-    pytest.param(
-      ResNet(3, (1,)),
-      ('BasicBlock_0', 'Conv_1'),
-      (3 * 576) ** -0.5,
-      marks=pytest.mark.slow,
-    ),
+    slow(ResNet(3, (1,)), ('BasicBlock_0', 'Conv_1'), (3 * 576) ** -0.5),
     (PreActResNet(3, (1,)), ('PreActBlock_0', 'Conv_0'), (3 * 576) ** -0.5),
     # N(0, 2 / fan out).
     (WideResNet(3, 10, 2), ('PreActBlock_1', 'Conv_0'), (2 / 576) ** 0.5),
@@ -497,8 +468,8 @@ def test_networks_are_mapped_over_seeds(name):
   ('name', 'check_vma'),
   [
     ('preact', True),
-    pytest.param('resnet', True, marks=pytest.mark.slow),
-    pytest.param('wide', False, marks=pytest.mark.slow),
+    slow('resnet', True),
+    slow('wide', False),
   ],
 )
 def test_statistics_are_of_the_global_batch(name, check_vma):

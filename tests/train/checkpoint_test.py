@@ -13,6 +13,7 @@ import sys
 import time
 
 import chex
+from cost import slow
 import fixture_killed
 from fixture_methods import co_divide, cross_entropy
 from fixture_train import CLASSES, N, arrays, network, raw_keys, with_key
@@ -32,7 +33,6 @@ from jnl.train import _checkpoint as checkpoints
 
 KEY = jax.random.key(0)
 CHILD = pathlib.Path(__file__).parents[1] / 'fixture_killed.py'
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def elr_method(batch_size=16, rate=1e-2, lam=3.0):

@@ -6,6 +6,7 @@ import re
 import warnings
 
 import chex
+from cost import slow
 from fixture_methods import cross_entropy
 from fixture_train import CLASSES, N, arrays, network, raw_keys, with_key
 import jax
@@ -88,9 +89,6 @@ def test_it_learns_and_says_so():
   predict, test = elr_method().predict, arrays(33, 1)
   found = evaluate(predict, fitted.state, test, batch_size=24)
   assert found['accuracy'] == pytest.approx(accuracy[-1])
-
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from cost import slow
 from fixture_train import CLASSES, N, network
 import jax
 import jax.numpy as jnp
@@ -142,9 +143,6 @@ def test_every_example_of_a_stream_is_seen_where_it_belongs():
   assert (seen > 0).all()
   assert (expected().history['unplaced'] == 0).all()
   assert expected().history['sure'].shape == (3,)
-
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
