@@ -40,20 +40,53 @@ def test_smoke(tmp_path):
     assert section['state'] == 'done'
     assert len(section['rows']) >= 1
     for row in section['rows']:
+      assert {'name', 'shape', 'compile_s'} <= set(row)
       assert row['ms'] > 0
       assert row['ratio'] > 0
   assert found['platform'] == 'cpu'
   names = [row['name'] for row in found['sections']['em']['rows']]
   assert 'ill_noisy mlp' in names
+  *many, one = found['sections']['counts']['rows']
+  assert [row['shape'] for row in many] == 3 * [[8, 8, 2]]
+  assert one['shape'] == [1, 32, 2]
+  assert one['temp_mb'] > 0
   table = (tmp_path / 'out/table.md').read_text()
   assert table in done.stdout
-  for name in ('elr', *names, 'mwn 16 mlp', 'eight', '64 x 8', 'count'):
+  for name in ('elr', *names, 'l2rw 16 mlp', 'eight', '64 x 8', 'count'):
     assert f'{name} ' in table
   assert re.search(r'made-up images \|.*elr .*images/s; 2 epochs', table)
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
     'results.json',
     'table.md',
   ]
+
+
+def test_a_section_has_a_process_and_its_rows_are_kept(tmp_path, monkeypatch):
+  """The process is played by this one."""
+  asked = []
+
+  def measure(config):
+    asked.append((config.dataset, config.data_dir))
+    yield {'name': 'one', 'ms': 2.0, 'floor_ms': 1.0, 'ratio': 2.0}
+
+  def started(command, env, timeout):
+    assert command[:3] == [sys.executable, '-m', 'benchmarks.accelerator']
+    assert 0 < timeout <= 15
+    with monkeypatch.context() as patch:
+      patch.setenv(script.clock.ROWS, env[script.clock.ROWS])
+      run(*command[3:])
+    return subprocess.CompletedProcess(command, 0)
+
+  section = script.SECTIONS['counts']._replace(measure=measure)
+  monkeypatch.setattr(script, 'SECTIONS', {'counts': section})
+  monkeypatch.setattr(script.subprocess, 'run', started)
+  run('--dataset', 'mine', '--data-dir', 'here', '--out', tmp_path)
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert asked == [('mine', 'here')]
+  assert found['platform'] == 'cpu'
+  own = found['sections']['counts']
+  assert own['state'] == 'done'
+  assert own['rows'] == [{'name': 'one', 'ms': 2, 'floor_ms': 1, 'ratio': 2}]
 
 
 def test_it_takes_eight_minutes_at_most():

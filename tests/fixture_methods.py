@@ -56,6 +56,24 @@ def smooth(dim, hidden, classes):
   return Model(init, apply)
 
 
+def mlp(dim, hidden, classes):
+  """A network to be trained, of one hidden layer; as `smooth` otherwise."""
+  rng = np.random.default_rng(0)
+  first = rng.normal(size=(dim, hidden)) * (2 / dim) ** 0.5
+  last = rng.normal(size=(hidden, classes)) * hidden**-0.5
+
+  def init(key):
+    del key
+    return {'first': jnp.float32(first), 'last': jnp.float32(last)}, {}
+
+  def apply(params, stats, x, keys, train):
+    del keys, train
+    h = jax.nn.relu(x.reshape(len(x), -1) @ params['first'])
+    return Outputs(h @ params['last'], h), stats
+
+  return Model(init, apply)
+
+
 def cross_entropy(logits, labels):
   picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
   return jax.nn.logsumexp(logits, axis=1) - picked
@@ -181,24 +199,29 @@ def reweight(model, tx):
   return plain._replace(step=step)
 
 
-def train(method, arrays, *, epochs, batch_size):
-  """A state after some epochs, in one program and without a trainer."""
+def batches(arrays, *, epochs, batch_size):
+  """Some epochs of arrays [n, ...] in random order: [steps, b, ...]."""
   n, rng = len(arrays['x']), np.random.default_rng(0)
   steps = n // batch_size
   orders = [rng.permutation(n)[: steps * batch_size] for _ in range(epochs)]
-  order = np.stack(orders).reshape(-1, batch_size)
+  index = np.stack(orders).reshape(-1, batch_size)
+  weight = np.ones(index.shape, np.float32)
+  rows = {k: a[index] for k, a in arrays.items()}
+  return {'index': index, 'weight': weight, **rows}
 
-  def step(state, index):
-    batch = {k: jnp.asarray(a)[index] for k, a in arrays.items()}
-    batch |= {'index': index, 'weight': jnp.ones(batch_size)}
+
+def train(method, batches):
+  """A state after some batches, in one program and without a trainer."""
+
+  def step(state, batch):
     key = jax.random.fold_in(jax.random.key(1), state.step)
     return method.step(state, batch, key)
 
   @jax.jit
-  def run(key, order):
-    return jax.lax.scan(step, method.init(key), order)[0]
+  def run(key, batches):
+    return jax.lax.scan(step, method.init(key), batches)[0]
 
-  return run(jax.random.key(0), order)
+  return run(jax.random.key(0), batches)
 
 
 def accuracy(method, state, x, labels):

@@ -35,21 +35,54 @@ def rows_in(folder):
 
 @pytest.mark.slow
 def test_smoke(tmp_path, capfd):
-  run('--smoke', '--out', tmp_path)
+  own = 'losses,epochs,neighbors,pgmax_comparison'  # the rest: accelerator_test
+  run('--smoke', '--sections', own, '--out', tmp_path)
   rows, printed = rows_in(tmp_path), capfd.readouterr().out
   for row in rows:
     assert set(FIELDS.split()) <= set(row)
     assert row['name'] in printed
   plots = {path.stem for path in tmp_path.glob('*.png')}
   assert plots == {row['section'] for row in rows}
-  assert plots == set(script.SECTIONS)
+  assert plots == set(own.split(','))
 
 
 @pytest.mark.slow
-def test_two_devices_and_two_processes(tmp_path, capfd):
+def test_all_that_is_compared_with_cross_entropy(monkeypatch):
+  """Traced, and not run: --smoke runs some of it."""
+
+  def stepping(options, method, n, data=None):
+    size = options.batch_size
+    batch = {
+      **(data or script.steps.images(size)),
+      'index': np.arange(size),
+      'weight': np.ones(size, np.float32),
+    }
+    key = jax.random.key(0)
+    return lambda: method.step(method.init(key), batch, key)
+
+  def in_turns(floor, items, rounds):
+    for call in (floor, *(item.call for item in items)):
+      jax.eval_shape(call)
+    return [item.name for item in items]
+
+  named = {
+    'em': 'ce,ill_noisy,ill_partial,ill_semi,ill_mixed',
+    'meta': 'ce,l2rw 128,l2rw 32,mwn 128,mwn 32,storm',
+  }
+  for section, expected in named.items():
+    module = script.SECTIONS[section]
+    monkeypatch.setattr(module, 'stepping', stepping)
+    monkeypatch.setattr(module, 'in_turns', in_turns)
+    assert list(module.measure(module.Options(nets=('mlp',)))) == [
+      f'{name} mlp' for name in expected.split(',')
+    ]
+
+
+@pytest.mark.slow
+def test_two_devices_in_a_process_of_its_own(tmp_path, capfd):
   """What --smoke has not."""
   argv = '--sections losses --losses gce,elr --batch 8 --classes 4 --rounds 1 '
-  argv += '--examples 16 --devices 2 --dtype bfloat16 --processes 2'
+  argv += '--examples 16 --devices 2 --dtype bfloat16 --processes 1'
   run(*argv.split(), '--out', tmp_path / 'out')
   rows = rows_in(tmp_path / 'out')
   assert [row['name'] for row in rows] == ['np.copyto', 'gce', 'elr']
@@ -58,7 +91,7 @@ def test_two_devices_and_two_processes(tmp_path, capfd):
     assert row['shape'] == [8, 4]
     assert row['dtype'] == 'bfloat16'
     assert row['device'].startswith('2 x ')
-    assert len(row['ratios']) == 2
+    assert len(row['ratios']) == 1
     assert 0 < row['ms'] < 1e3
     assert row['ratio'] == np.median(row['ratios'])
   assert (tmp_path / 'out' / 'losses.png').stat().st_size > 1000
@@ -103,6 +136,8 @@ def test_processes_are_told_the_options_and_their_medians_reported(
     ('--sections loses', "unknown section 'loses'; did you mean 'losses'"),
     ('--losses gcc', "unknown loss 'gcc'; did you mean"),
     ('--methods erl', "unknown method 'erl'; did you mean 'elr'"),
+    ('--kinds semy', "unknown kind 'semy'; did you mean 'semi'"),
+    ('--weighers storms', "unknown weigher 'storms'; did you mean 'storm'"),
     ('--nets mpl', "unknown net 'mpl'; did you mean 'mlp'"),
     ('--dtype float16', "unknown dtype 'float16'; did you mean 'bfloat16'"),
     ('--parallel smap', "unknown parallel 'smap'; did you mean"),
@@ -186,14 +221,3 @@ def test_the_recursion_is_the_likelihood_that_is_inferred():
     )
   )(log_odds)
   close(np.log(p), log_probs, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_single_bag_is_measured_with_its_memory():
-  options = script.counts.Options(
-    devices=2, bags=4, instances=4, single=8, rounds=1
-  )
-  many, log_probs, slope, one = script.counts.measure(options)
-  assert many['shape'] == log_probs['shape'] == slope['shape'] == [4, 4, 2]
-  assert one['shape'] == [1, 8, 2]
-  assert one['temp_mb'] > 0

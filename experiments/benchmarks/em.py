@@ -22,7 +22,12 @@ from jnl.steps import supervised
 from jnl.train import option
 
 UNIT = 'times a step of cross-entropy on both views'
-SMOKE = {'nets': ('mlp',), 'examples': 512, 'batch_size': 64}
+SMOKE = {
+  'nets': ('mlp',), 'kinds': ('noisy',), 'weighers': ('l2rw',),
+  'examples': 512, 'batch_size': 64,
+}  # fmt: skip
+KINDS = ('noisy', 'partial', 'semi', 'mixed')
+WEIGHERS = ('l2rw', 'mwn', 'storm')
 NETS: dict[str, Callable[..., Any]] = {
   'mlp': functools.partial(nets.MLP, hidden=(256,)),
   'strided_cnn': nets.StridedCNN,
@@ -36,12 +41,18 @@ class Options(Training, Rows):
   nets: tuple[str, ...] = option(
     ('mlp', 'strided_cnn'), 'em, meta: of which nets'
   )
+  kinds: tuple[str, ...] = option(KINDS, 'em: of which labels')
+  weighers: tuple[str, ...] = option(WEIGHERS, 'meta: which methods')
 
 
 def check_options(options: Options) -> None:
   """Raises for an option that cannot be, before any work."""
   for name in options.nets:
     check_name('net', name, NETS)
+  for name in options.kinds:
+    check_name('kind', name, KINDS)
+  for name in options.weighers:
+    check_name('weigher', name, WEIGHERS)
   check_training(options, options.examples)
 
 
@@ -52,13 +63,14 @@ def measure(options: Options) -> Iterator[dict]:
   shape = [options.batch_size, 28, 28, 1]
   for net in options.nets:
     model = nets.from_linen(NETS[net](10, dtype=dtype), (28, 28, 1))
-    methods = {
-      'ce': on_both_views(supervised(losses.ce, model, tx)),
-      'ill_noisy': ill_noisy(model, tx, noise_tx, num_classes=10),
-      'ill_partial': ill_partial(model, tx),
-      'ill_semi': ill_semi(model, tx, num_classes=10),
-      'ill_mixed': ill_mixed(model, tx, noise_tx, num_classes=10),
+    kinds = {
+      'noisy': ill_noisy(model, tx, noise_tx, num_classes=10),
+      'partial': ill_partial(model, tx),
+      'semi': ill_semi(model, tx, num_classes=10),
+      'mixed': ill_mixed(model, tx, noise_tx, num_classes=10),
     }
+    methods = {'ce': on_both_views(supervised(losses.ce, model, tx))}
+    methods |= {f'ill_{kind}': kinds[kind] for kind in options.kinds}
     data = views(options.batch_size)
     items = [
       Timed(

@@ -36,10 +36,11 @@ def measure(options: Options) -> Iterator[dict]:
     about = {'shape': shape, 'kind': net}
     module = NETS[net](10, dtype=getattr(jnp, dtype), dropout=0.1)
     model, tx = nets.from_linen(module, shape[1:]), optax.sgd(0.05, 0.9)
-    methods = {
+    known = {
       'l2rw': l2rw(model, tx, num_examples=n, shards=shards),
       'mwn': mwn(model, tx, sgd, num_examples=n, shards=shards),
     }
+    methods = {k: v for k, v in known.items() if k in options.weighers}
     plain = stepping(options, supervised(losses.ce, model, tx), n)
     items = [Timed(f'ce {net}', plain, about=about)] + [
       Timed(
@@ -51,6 +52,8 @@ def measure(options: Options) -> Iterator[dict]:
       for m in (size, size // 4)
     ]
     yield from in_turns(plain, items, rounds)
+    if 'storm' not in options.weighers:
+      continue
     data = with_meta(size, size)
     of_storm = storm(
       model, sgd, num_examples=n, num_classes=10, batch_size=size, shards=shards

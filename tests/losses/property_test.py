@@ -227,6 +227,10 @@ INPUTS = {
     extremes(30.0, 1e4)[0],
     0.75 * np.eye(4)[extremes(30.0, 1e4)[1]] + 0.0625,
   ),
+  'extreme in bfloat16': (
+    extremes(30.0, 1e4)[0].astype(jnp.bfloat16),
+    extremes(30.0, 1e4)[1],
+  ),
   'most extreme': extremes(1e30, 1e16),
   'hopeless': (HOPELESS, np.zeros(64, int)),
   'rounded': (ROUND, Y),
@@ -318,7 +322,6 @@ KINDS = [
     )
     for dtype, soft in (
       ('float16', ''),
-      ('bfloat16', ''),
       ('float64', ' soft'),
     )
   ),
@@ -334,6 +337,21 @@ def test_finite_at_extremes_and_dtype(loss, dtype, soft):
   assert slope.dtype == dtype
   assert np.all(np.isfinite(value))
   assert np.all(np.isfinite(slope.astype(value.dtype)))
+
+
+@pytest.mark.slow
+@every_loss
+def test_bfloat16_has_the_range_of_float32_and_its_values(loss):
+  """At extremes: computed in float32, as what rounds to bfloat16 is."""
+  value, slope = jax.eval_shape(
+    functools.partial(value_and_slope, loss),
+    jax.ShapeDtypeStruct([64, 4], jnp.bfloat16),
+    jax.ShapeDtypeStruct([64], np.int32),
+  )
+  assert (value.dtype, slope.dtype) == (np.float32, jnp.bfloat16)
+  _, value, slope = found(loss, 'extreme in bfloat16')
+  assert np.all(np.isfinite(value))
+  assert np.all(np.isfinite(slope))
 
 
 @every_loss

@@ -4,7 +4,7 @@ import functools
 
 import contract
 from cost import slow
-from fixture_methods import smooth
+from fixture_methods import accuracy, batches, mlp, smooth, train
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 from jnl import em, losses, noise
 from jnl import em as ill_losses
 from jnl.base import Aux, Model, Outputs, global_mean
-from jnl.data import PerRun, load
+from jnl.data import load
 from jnl.data.augment import compose, feature_dropout, gaussian_noise, views
 from jnl.methods import (
   ill_mixed,
@@ -23,9 +23,7 @@ from jnl.methods import (
   ill_semi,
   learned_transition,
 )
-from jnl.nets import MLP, from_linen
-from jnl.steps import from_loss, supervised
-from jnl.train import fit_many
+from jnl.steps import from_loss
 
 KEY = jax.random.key(0)
 B, C, DIM = 8, 4, 3
@@ -40,7 +38,7 @@ P_HAT = RNG.dirichlet(np.ones(C)).astype(np.float32)
 W = np.eye(C, dtype=np.float32)
 
 
-def batch():
+def a_batch():
   return {
     'x': RNG.normal(size=(B, DIM)).astype(np.float32),
     'x_strong': RNG.normal(size=(B, DIM)).astype(np.float32),
@@ -95,14 +93,14 @@ def test_a_batch_that_lacks_an_array_is_named(name):
     'ill_mixed': ('candidates', 'noisy'),
   }[name]
   for missing in ('x', 'x_strong', *needed):
-    less = {k: v for k, v in batch().items() if k != missing}
+    less = {k: v for k, v in a_batch().items() if k != missing}
     with pytest.raises(ValueError, match=f"lacks '{missing}'"):
       jax.eval_shape(step, state, less, KEY)
 
 
 @every
 def test_examples_of_weight_0_leave_no_trace(name):
-  (state, step), first = compiled(name), batch()
+  (state, step), first = compiled(name), a_batch()
   gone = WEIGHTS == 0
   other = {
     k: v if k in ('index', 'weight') else np.where(
@@ -126,7 +124,7 @@ def test_hyperparameters_are_checked(name):
   [slow('ill_noisy'), slow('ill_partial'), slow('ill_semi'), 'ill_mixed'],
 )
 def test_hyperparameters_may_be_swept(name):
-  (state, step), data = compiled(name), batch()
+  (state, step), data = compiled(name), a_batch()
 
   def loss(factor):
     swept = {k: factor * v for k, v in SETTINGS[name].items()}
@@ -141,7 +139,7 @@ def test_hyperparameters_may_be_swept(name):
 def test_the_matrix_has_an_optimizer_of_its_own(name):
   build = {'ill_noisy': ill_noisy, 'ill_mixed': ill_mixed}[name]
   decayed = optax.chain(optax.add_decayed_weights(10.0), optax.sgd(0.1))
-  data = batch()
+  data = a_batch()
 
   @jax.jit
   @jax.vmap
@@ -180,7 +178,7 @@ def test_views_share_one_pass_and_have_keys_of_their_own(count):
     (inputs,) = seen
     return inputs
 
-  data = batch()
+  data = a_batch()
   data['weight'] = np.ones(B, np.float32)  # of weight 0, inputs would be zeros
   names = ['x', 'x_strong', 'x_strong_2'][:count]
   if count == 3:
@@ -356,8 +354,18 @@ def test_garbage_of_weight_0_leaves_no_trace():
 
 @pytest.mark.slow
 def test_outside_jit_garbage_is_complained_of_where_it_counts_alone():
+  """Semi-supervised: test_labels_of_unlabeled_examples_are_not_looked_at."""
   dirty = with_garbage(GONE, arrays())
-  equal(all_losses(dirty, W), slopes_of(dirty['z'], W, dirty)[0], rtol=1e-5)
+  z, labels, sets, few, weights = dirty.values()
+  found = (
+    ill_losses.noisy_loss(z[:, 0], z[:, 1], labels, weights, W),
+    ill_losses.partial_loss(z, sets, weights),
+    ill_losses.mixed_loss(
+      z[:, 0], z[:, 1], sets, few, weights, W, P_HAT, momentum=0.9
+    ),
+  )
+  (_, (noisy, partial, _, mixed)), _ = slopes_of(z, W, dirty)
+  equal(found, (noisy, partial, mixed), rtol=1e-5)
   counting = np.arange(B) == 0
   for name, message in (('labels', 'labels'), ('sets', 'candidates')):
     bad = {**arrays(), name: with_garbage(counting, arrays())[name]}
@@ -427,133 +435,142 @@ STRONG = compose(
 )
 
 
-@pytest.fixture(scope='module')
-def digits():
-  return load('digits')
+NETWORK, ADAM = mlp(64, 256, 10), optax.adam(4e-3)
+SYMMETRIC = noise.symmetric(10, 0.4)
 
 
-def last_accuracy(method, digits, data, epochs, augment=None):
-  """Two seeds: the mean clean accuracy after the last epoch, and the states."""
-  fit = fit_many(
-    method,
-    {'labels': digits.train.labels, **data},
-    jax.random.split(KEY, 2),
-    held_out={'test': {'x': digits.test.x, 'labels': digits.test.labels}},
-    epochs=epochs,
-    batch_size=100,
-    augment=augment,
-    devices=jax.devices()[:1],
-  )
-  return fit.history['test_accuracy'][:, -1].mean(), fit.state
-
-
-def on_sets(loss, model, tx):
-  """Trains with a loss of candidate sets alone."""
-
-  def loss_fn(params, state, batch, key):
-    outputs, stats = model.apply(params, state.stats, batch['x'], None, True)
-    values = loss(outputs.logits, batch['candidates'])
-    return global_mean(values, batch['weight']), Aux(stats)
-
-  return from_loss(loss_fn, model, tx)
-
-
-@pytest.mark.slow
-def test_noisy_labels(digits):
-  """Seen: CE 75, ILL 95. Most of it is the strong view: with it CE has 93."""
-  transition = noise.symmetric(10, 0.4)
-  keys = jax.random.split(KEY, 2)
-  labels = np.stack(
-    [noise.corrupt(k, digits.train.labels, transition).labels for k in keys]
-  )
-  data = {'x': digits.train.x, 'labels': PerRun(labels)}
-  model = from_linen(MLP(10, (192, 192)), (8, 8, 1))
-  tx = optax.chain(
-    optax.add_decayed_weights(5e-4), optax.sgd(0.05, momentum=0.9)
-  )
-  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=60)
-  ce, _ = run(supervised(losses.ce, model, tx))
-  method = ill_noisy(model, tx, optax.sgd(0.05), num_classes=10, scale=2.0)
-  ill, state = run(method, augment=views(WEAK, STRONG))
-  assert ill > ce + 0.12
-  learned = jax.vmap(functools.partial(learned_transition, scale=2.0))(state)
-  np.testing.assert_array_equal(np.argmax(learned, -1), [range(10)] * 2)
-  start = em.row_transition(jnp.eye(10), scale=2.0)
-  truth = np.asarray(transition)
-  off = np.abs(learned - truth).sum((1, 2))
-  assert (off < 0.95 * np.abs(start - truth).sum()).all()
-
-
-@pytest.mark.slow
-def test_partial_labels(digits):
-  """Seen: uniform 85, ILL 96, CC 96."""
-  keys = jax.random.split(KEY, 2)
-  sets = np.stack(
-    [
-      noise.candidate_sets(k, digits.train.labels, 10, 0.5).candidates
-      for k in keys
-    ]
-  )
-  model, tx = from_linen(MLP(10, (256,)), (8, 8, 1)), optax.adam(1e-3)
-  run = functools.partial(
-    last_accuracy,
-    digits=digits,
-    data={'x': digits.train.x, 'candidates': PerRun(sets)},
-    epochs=40,
-  )
-  uniform, _ = run(on_sets(losses.uniform_candidates, model, tx))
-  ill, _ = run(ill_partial(model, tx), augment=views(WEAK, STRONG, STRONG))
-  cc, _ = run(on_sets(losses.cc, model, tx))
-  assert ill > max(0.92, uniform + 0.04)
-  assert cc > max(0.92, uniform + 0.04)
-
-
-def some_labels(digits, per_class):
-  labels = digits.train.labels
+def some(labels, per_class):
+  """[n] bool, the first so many of each class."""
   pick = [np.flatnonzero(labels == k)[:per_class] for k in range(10)]
   return np.isin(np.arange(len(labels)), np.concatenate(pick))
 
 
-@pytest.mark.slow
-def test_missing_labels(digits):
-  """40 labels of 1080. Seen: those alone 85, ILL 88."""
-  labeled = some_labels(digits, 4)
-  data = {'x': digits.train.x, 'labeled': labeled}
-  model = from_linen(MLP(10, (256,)), (8, 8, 1))
-  tx = optax.sgd(0.02, momentum=0.9)
+@pytest.fixture(scope='module')
+def digits():
+  """40 epochs in three views, what is known of the labels, and a test set."""
+  data = load('digits')
+  x, labels = data.train.x.reshape(-1, 64), np.asarray(data.train.labels)
+  order = batches({'x': x}, epochs=40, batch_size=100)
+
+  @jax.jit
+  def viewed(x):
+    keys = jax.random.split(jax.random.key(2), x.shape[0] * x.shape[1])
+    rows = views(WEAK, STRONG, STRONG)(keys, {'x': x.reshape(-1, 64)})
+    return {k: v.reshape(x.shape) for k, v in rows.items()}
+
+  few = some(labels, 30)
+  wrong, _, _ = noise.noisy_candidate_sets(KEY, labels, 10, 0.3, 0.2)
+  known = {
+    'clean': labels,
+    'labels': noise.corrupt(KEY, labels, SYMMETRIC).labels,
+    'sets': noise.candidate_sets(KEY, labels, 10, 0.5).candidates,
+    'four': some(labels, 4),
+    'few': few,
+    'few_sets': np.where(few[:, None], wrong, True),
+  }
+  known = {k: np.asarray(a) for k, a in known.items()}
+  test = data.test.x.reshape(-1, 64), data.test.labels
+  return order, jax.device_get(viewed(order['x'])), known, test
+
+
+def learned(method, digits, two_strong=False, **names):
+  """A state, and the clean accuracy, of a method in views."""
+  order, x, known, test = digits
+  arrays = {k: known[name][order['index']] for k, name in names.items()}
+  if not two_strong:
+    x = {k: v for k, v in x.items() if k != 'x_strong_2'}
+  state = train(method, {**order, **x, **arrays})
+  return state, accuracy(method, state, *test)
+
+
+@pytest.fixture(scope='module')
+def plain(digits):
+  """Accuracies of losses of sets alone, without views: in one program.
+
+  Of sets of one class, the loss is cross-entropy.
+  """
+  order, _, known, (x, labels) = digits
+  alone = lambda labels: np.arange(10) == labels[:, None]
+  all_there, averaged = np.ones(len(known['clean']), bool), [1, 0, 0, 0, 0]
+  runs = {
+    'uniform': (known['sets'], all_there),
+    'cc': (known['sets'], all_there),
+    'ce': (alone(known['labels']), all_there),
+    'four': (alone(known['clean']), known['four']),
+    'few': (known['few_sets'], all_there),
+  }
 
   def loss_fn(params, state, batch, key):
-    outputs, stats = model.apply(params, state.stats, batch['x'], None, True)
-    values = losses.ce(outputs.logits, batch['labels'])
-    weight = jnp.where(batch['labeled'], batch['weight'], 0)
-    return global_mean(values, weight), Aux(stats)
+    outputs, stats = NETWORK.apply(params, state.stats, batch['x'], key, True)
+    one, other = (
+      loss(outputs.logits, batch['candidates'])
+      for loss in (losses.uniform_candidates, losses.cc)
+    )
+    values = jnp.where(batch['averaged'], one, other)
+    return global_mean(values, batch['weight']), Aux(stats)
 
-  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=40)
-  only, _ = run(from_loss(loss_fn, model, tx))
-  semi, state = run(
-    ill_semi(model, tx, num_classes=10), augment=views(WEAK, STRONG)
-  )
-  assert semi > only + 0.01
-  np.testing.assert_allclose(state.extra.p_hat.sum(1), 1, rtol=1e-3)
+  method = from_loss(loss_fn, NETWORK, ADAM)
+
+  @jax.jit
+  @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+  def trained(sets, weight, averaged, order):
+    def step(state, batch):
+      index = batch['index']
+      own = {'candidates': sets[index], 'weight': weight[index]}
+      batch = {**batch, **own, 'averaged': averaged}
+      return method.step(state, batch, KEY)
+
+    state, _ = jax.lax.scan(step, method.init(KEY), order)
+    return method.predict(state, x).logits
+
+  sets, weight = map(np.stack, zip(*runs.values(), strict=True))
+  logits = trained(sets, np.float32(weight), np.array(averaged), order)
+  found = np.mean(np.argmax(logits, axis=2) == labels, axis=1)
+  return dict(zip(runs, found, strict=True))
 
 
 @pytest.mark.slow
-def test_mixtures(digits):
-  """300 sets, 20% of them wrong. Seen: CC, which trusts them, 73; ILL 91."""
-  labeled = some_labels(digits, 30)
-  sets, _, _ = noise.noisy_candidate_sets(
-    KEY, digits.train.labels, 10, 0.3, 0.2
-  )
-  sets = np.where(labeled[:, None], sets, True)
-  model, tx = from_linen(MLP(10, (256,)), (8, 8, 1)), optax.adam(1e-3)
-  data = {'x': digits.train.x, 'candidates': sets, 'noisy': labeled}
-  run = functools.partial(last_accuracy, digits=digits, data=data, epochs=40)
-  cc, _ = run(on_sets(losses.cc, model, tx))
-  mixed, _ = run(
-    ill_mixed(model, tx, optax.sgd(0.02), num_classes=10, scale=2.0),
-    augment=views(WEAK, STRONG),
-  )
-  assert mixed > cc + 0.08
+def test_noisy_labels(digits, plain):
+  """Seen: CE 81, ILL 96. Most of it is the strong view: with it CE has 93."""
+  method = ill_noisy(NETWORK, ADAM, optax.sgd(0.05), num_classes=10, scale=2.0)
+  state, ill = learned(method, digits, labels='labels')
+  assert ill > plain['ce'] + 0.12
+
+  @jax.jit
+  def matrices(state):
+    start = em.row_transition(jnp.eye(10), scale=2.0)
+    return learned_transition(state, scale=2.0), start
+
+  found, start = jax.device_get(matrices(state))
+  np.testing.assert_array_equal(np.argmax(found, -1), range(10))
+  truth = np.asarray(SYMMETRIC)
+  assert np.abs(found - truth).sum() < 0.95 * np.abs(start - truth).sum()
+
+
+@pytest.mark.slow
+def test_partial_labels(digits, plain):
+  """Seen: uniform 65, ILL 97, CC 97."""
+  method = ill_partial(NETWORK, ADAM)
+  _, ill = learned(method, digits, two_strong=True, candidates='sets')
+  assert ill > max(0.92, plain['uniform'] + 0.04)
+  assert plain['cc'] > max(0.92, plain['uniform'] + 0.04)
+
+
+@pytest.mark.slow
+def test_missing_labels(digits, plain):
+  """40 labels of 1200. Seen: those alone 85, ILL 89."""
+  method = ill_semi(NETWORK, ADAM, num_classes=10)
+  state, semi = learned(method, digits, labels='clean', labeled='four')
+  assert semi > plain['four'] + 0.01
+  np.testing.assert_allclose(np.sum(state.extra.p_hat), 1, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_mixtures(digits, plain):
+  """300 sets, 20% of them wrong. Seen: CC, which trusts them, 64; ILL 86."""
+  method = ill_mixed(NETWORK, ADAM, optax.sgd(0.02), num_classes=10, scale=2.0)
+  _, mixed = learned(method, digits, candidates='few_sets', noisy='few')
+  assert mixed > plain['few'] + 0.08
 
 
 @pytest.mark.slow

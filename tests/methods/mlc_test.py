@@ -12,6 +12,7 @@ from contract import (
 )
 import pytest
 
+from jnl import meta
 from jnl.methods import mlc
 
 
@@ -25,6 +26,7 @@ class TestContract(Contract):
       num_features=HIDDEN,
       num_classes=CLASSES,
       gradient_steps=2,
+      corrector=meta.corrector(HIDDEN, CLASSES, embedding=3, hidden=(4,)),
       shards=SHARDS,
     )
 

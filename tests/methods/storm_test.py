@@ -10,7 +10,7 @@ from jnl.methods import storm
 @pytest.mark.slow
 class TestContract(Contract):
   # It remembers rows by their place in a batch, and takes batches of one size.
-  test_padding_is_not_counted = None
+  pads = False
 
   def make(self):
     # Losses are sums, so that a rate is that of an example; and divergences

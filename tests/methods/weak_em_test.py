@@ -3,7 +3,7 @@
 import functools
 
 from contract import Contract, bags, instance_network, optimizer
-from fixture_methods import accuracy, smooth, train
+from fixture_methods import accuracy, batches, mlp, smooth, train
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,17 +134,20 @@ def digits():
   return data.train.x.reshape(150, 8, 8, 8, 1), labels, test
 
 
+MODEL = mlp(64, 128, 2)
+
+
 def of_single_images(method, digits, counts):
   x, _, test = digits
   arrays = {'x': x, 'counts': counts, 'mask': np.ones((150, 8), bool)}
-  state = train(method, arrays, epochs=12, batch_size=1)
+  state = train(method, batches(arrays, epochs=12, batch_size=1))
   return accuracy(method, state, test['x'], test['labels'])
 
 
 def test_counts_teach_single_instances(digits):
   """With 4 seeds: 96.6."""
-  model, counts = from_linen(MLP(2, (128,)), (8, 8, 1)), digits[1].sum(1)
-  method = weak_em(model, optax.adam(1e-3), infer)
+  counts = digits[1].sum(1)
+  method = weak_em(MODEL, optax.adam(1e-3), infer)
   assert of_single_images(method, digits, counts) > 0.94
 
 
@@ -156,16 +159,15 @@ def test_shares_of_a_bag_teach_less(digits):
     uninformed = infer(jnp.zeros_like(logits), batch).posterior
     return losses.ce(logits, uninformed).mean(1)
 
-  model, counts = from_linen(MLP(2, (128,)), (8, 8, 1)), digits[1].sum(1)
-  method = supervised_bags(share, model, optax.adam(1e-3))
+  counts = digits[1].sum(1)
+  method = supervised_bags(share, MODEL, optax.adam(1e-3))
   assert of_single_images(method, digits, counts) < 0.89
 
 
 @pytest.mark.slow
 def test_wrong_counts_teach_nothing(digits):
-  model = from_linen(MLP(2, (128,)), (8, 8, 1))
   counts = np.random.default_rng(0).permutation(digits[1].sum(1))
-  method = weak_em(model, optax.adam(1e-3), infer)
+  method = weak_em(MODEL, optax.adam(1e-3), infer)
   assert of_single_images(method, digits, counts) < 0.75
 
 
@@ -174,7 +176,7 @@ def test_a_trainer_teaches_as_much(digits):
   """The mean of two seeds."""
   x, labels, test = digits
   fitted = fit_many(
-    weak_em(from_linen(MLP(2, (128,)), (8, 8, 1)), optax.adam(1e-3), infer),
+    weak_em(MODEL, optax.adam(1e-3), infer),
     {'x': x, 'counts': labels.sum(1), 'mask': np.ones((150, 8), bool)},
     jax.random.split(KEY),
     epochs=12,

@@ -37,6 +37,10 @@ SMALL = {
 }
 
 
+# One of each code.
+FAMILIES = ('cnn8', 'resnet', 'preact', 'wide')
+
+
 def at_first(*names, of=tuple(SMALL)):
   """These networks at once, the others in the slow stage."""
   others = sorted(set(of) - set(names))
@@ -96,6 +100,10 @@ def dense(i, o):
   return i * o + o
 
 
+def count(params):
+  return sum(a.size for a in jax.tree.leaves(params))
+
+
 def cnn8(classes):
   total = 0
   for i, o in [
@@ -150,9 +158,7 @@ def wide_resnet(depth, k, classes):
   ('name', 'classes', 'table', 'expected', 'features'),
   [
     ('cnn8', 10, cnn8(10), 1_639_794, 256),
-    slow('cnn8', 100, cnn8(100), 1_662_924, 256),
     ('resnet34', 10, resnet34(10), 21_282_122, 512),
-    slow('resnet34', 100, resnet34(100), 21_328_292, 512),
     (
       'preact_resnet18',
       10,
@@ -161,26 +167,10 @@ def wide_resnet(depth, k, classes):
       512,
     ),
     slow(
-      'preact_resnet18',
-      100,
-      dividemix_preact((2, 2, 2, 2), 100),
-      11_217_444,
-      512,
-    ),
-    slow(
       'preact_resnet34', 10, dividemix_preact((3, 4, 6, 3), 10), 21_279_434, 512
     ),
-    slow(
-      'preact_resnet34',
-      100,
-      dividemix_preact((3, 4, 6, 3), 100),
-      21_325_604,
-      512,
-    ),
     ('wide_resnet28_2', 10, wide_resnet(28, 2, 10), 1_467_610, 128),
-    slow('wide_resnet28_2', 100, wide_resnet(28, 2, 100), 1_479_220, 128),
     ('wide_resnet28_10', 10, wide_resnet(28, 10, 10), 36_479_194, 640),
-    slow('wide_resnet28_10', 100, wide_resnet(28, 10, 100), 36_536_884, 640),
   ],
 )
 def test_sizes_are_those_of_the_official_codes(
@@ -188,7 +178,7 @@ def test_sizes_are_those_of_the_official_codes(
 ):
   model = from_linen(build(name, classes, dtype=jnp.bfloat16), (32, 32, 3))
   params, stats = jax.eval_shape(model.init, KEY)
-  assert sum(a.size for a in jax.tree.leaves(params)) == table == expected
+  assert count(params) == table == expected
   assert {a.dtype for a in jax.tree.leaves((params, stats))} == {
     jnp.dtype('float32')
   }
@@ -199,6 +189,28 @@ def test_sizes_are_those_of_the_official_codes(
   assert outputs.features.shape == (2, features)
   assert outputs.logits.dtype == outputs.features.dtype == jnp.bfloat16
   assert new == stats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'table', 'expected'),
+  [
+    ('cnn8', cnn8(100), 1_662_924),
+    ('resnet34', resnet34(100), 21_328_292),
+    ('preact_resnet18', dividemix_preact((2, 2, 2, 2), 100), 11_217_444),
+    ('preact_resnet34', dividemix_preact((3, 4, 6, 3), 100), 21_325_604),
+    ('wide_resnet28_2', wide_resnet(28, 2, 100), 1_479_220),
+    ('wide_resnet28_10', wide_resnet(28, 10, 100), 36_536_884),
+  ],
+)
+def test_sizes_with_a_hundred_classes(name, table, expected):
+  module = build(name, 100)
+  x = np.zeros((1, 32, 32, 3), np.float32)
+  outputs, variables = jax.eval_shape(
+    lambda key: module.init_with_output(key, x, None, False), KEY
+  )
+  assert count(variables['params']) == table == expected
+  assert outputs.logits.shape == (1, 100)
 
 
 def test_sizes_are_those_of_the_papers():
@@ -213,8 +225,7 @@ def test_the_preactivated_network_of_the_paper_has_one_norm_more_at_the_end():
   params, _ = jax.eval_shape(model.init, KEY)
   # kuangliu/pytorch-cifar counts 11,171,146 without that norm.
   assert kuangliu_preact((2, 2, 2, 2), 10) == 11_171_146
-  count = sum(a.size for a in jax.tree.leaves(params))
-  assert count == 11_171_146 + bn(512)
+  assert count(params) == 11_171_146 + bn(512)
 
 
 @pytest.mark.parametrize('depth', [4, 27, 30])
@@ -411,7 +422,7 @@ def test_kernels_start_as_in_the_official_codes(module, path, expected):
 # --- behavior ----------------------------------------------------------------
 
 
-@at_first('preact', of=('cnn8', 'resnet', 'preact', 'wide'))
+@at_first('preact', of=FAMILIES)
 def test_a_few_steps_decrease_the_loss(name):
   model = from_linen(SMALL[name][0], X.shape[1:])
   tx = optax.sgd(0.05, 0.9)
@@ -431,7 +442,7 @@ def test_a_few_steps_decrease_the_loss(name):
   assert values[-1] < 0.8 * values[0], values
 
 
-@at_first('preact')
+@at_first('preact', of=FAMILIES)
 def test_bfloat16_is_close_to_float32(name):
   expected, new = passed(name, True)
   found, new_low = passed(name, True, jnp.bfloat16)
@@ -444,7 +455,7 @@ def test_bfloat16_is_close_to_float32(name):
     np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
 
 
-@at_first('preact')
+@at_first('preact', of=FAMILIES)
 def test_networks_are_mapped_over_seeds(name):
   model = from_linen(SMALL[name][0], X.shape[1:])
   one = jax.eval_shape(model.init, KEY)

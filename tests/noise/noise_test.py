@@ -5,6 +5,7 @@ from unittest import mock
 import warnings
 import zlib
 
+from cost import slow
 from fixture_programs import compiled
 from golden_noise import SIGNIFICANCE, assert_drawn, p_value
 import jax
@@ -319,7 +320,7 @@ def split(array):
   return jax.device_put(array, sharding)
 
 
-# One of each code; all of them in either mode are slow.
+# One of each code; the others are slow.
 @pytest.mark.parametrize(
   'name',
   [
@@ -328,6 +329,9 @@ def split(array):
     'cifar10_asymmetric_in_place',
     'part_dependent',
     'pmd',
+    slow('fixed_count'),
+    slow('part_dependent_shared'),
+    slow('binary_pmd'),
   ],
 )
 def test_many_keys_on_eight_devices_equal_one_by_one(name):
@@ -340,23 +344,6 @@ def test_many_keys_on_eight_devices_equal_one_by_one(name):
     np.testing.assert_array_equal(both.labels[i], one.labels)
     np.testing.assert_array_equal(both.flipped[i], one.flipped)
     np.testing.assert_allclose(both.probs[i], one.probs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', GENERATORS)
-def test_many_keys_at_once_equal_one_by_one(name):
-  both = compiled(over_keys(GENERATORS[name]))(keys(), LABELS).labels
-  np.testing.assert_array_equal(both[0], drawn(name, seed=1).labels)
-  np.testing.assert_array_equal(both[1], drawn(name).labels)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', GENERATORS)
-def test_eight_devices_draw_the_same(name):
-  one, eight = drawn(name), compiled(GENERATORS[name])(KEY, split(LABELS))
-  np.testing.assert_array_equal(one.labels, eight.labels)
-  np.testing.assert_array_equal(one.flipped, eight.flipped)
-  np.testing.assert_allclose(one.probs, eight.probs, rtol=1e-5, atol=1e-6)
 
 
 def test_eight_devices_draw_the_same_of_split_images():
@@ -446,7 +433,6 @@ def test_explicit_mesh_axes_are_refused_by_name():
 
 
 MANY = ['corrupt', 'fixed_count_per_class', 'pmd']  # draws of both kinds
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MANY]
 # As if 2000 examples of 4 classes were too many: 301 rows at once.
 many = functools.partial(mock.patch.object, _inputs, 'BLOCK', 301 * C)
 
@@ -459,7 +445,9 @@ def drawn_of_many(name):
     return run(KEY, LABELS), run(jax.random.key(1), LABELS)
 
 
-@pytest.mark.parametrize('name', ['corrupt', SLOW[1], 'pmd'])
+@pytest.mark.parametrize(
+  'name', ['corrupt', slow('fixed_count_per_class'), 'pmd']
+)
 def test_many_labels_follow_the_probabilities(name):
   (draw, other), few = drawn_of_many(name), drawn(name)
   assert (draw.labels != few.labels).any()
@@ -472,7 +460,7 @@ def test_many_labels_follow_the_probabilities(name):
   assert p_value(draw.labels, np.roll(rows, 1, axis=1)) < SIGNIFICANCE
 
 
-@pytest.mark.parametrize('name', ['corrupt', *SLOW[1:]])
+@pytest.mark.parametrize('name', ['corrupt', *map(slow, MANY[1:])])
 def test_many_labels_and_keys_on_eight_devices_are_the_same(name):
   run = compiled(over_keys(lambda k, y: GENERATORS[name](k, y).labels))
   with many():
@@ -484,15 +472,10 @@ def test_many_labels_and_keys_on_eight_devices_are_the_same(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['corrupt', 'pmd'])
-def test_many_labels_are_the_same_in_every_mode(name):
-  make = lambda k, y: GENERATORS[name](k, y).labels
-  labels = drawn_of_many(name)[0].labels
+def test_many_labels_are_the_same_outside_jit(name):
   with many():
-    outside = np.asarray(make(KEY, LABELS))
-    eight = compiled(lambda k, y: make(k, y))(KEY, split(LABELS))
-    both = compiled(over_keys(make))(keys(), LABELS)
-  for found in outside, eight, both[1]:
-    np.testing.assert_array_equal(found, labels)
+    found = GENERATORS[name](KEY, LABELS).labels
+  np.testing.assert_array_equal(found, drawn_of_many(name)[0].labels)
 
 
 def test_tickets_never_win_what_is_impossible():

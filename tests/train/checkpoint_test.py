@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import re
 import resource
@@ -35,6 +36,8 @@ KEY = jax.random.key(0)
 CHILD = pathlib.Path(__file__).parents[1] / 'fixture_killed.py'
 
 
+# One object for equal methods: what `fit` compiled for it is used again.
+@functools.cache
 def elr_method(batch_size=16, rate=1e-2, lam=3.0):
   """A method with all that a state may hold."""
   return elr(
@@ -47,6 +50,7 @@ def elr_method(batch_size=16, rate=1e-2, lam=3.0):
   )
 
 
+@functools.cache
 def plain(rate=1e-2):
   return supervised(cross_entropy, linear(2, CLASSES), optax.adam(rate))
 
@@ -142,12 +146,16 @@ def test_many_runs_go_on(vectorize, interrupted, tmp_path):
   chex.assert_trees_all_close(whole, resumed, atol=1e-6)
 
 
+@functools.cache
+def keyed():
+  return with_key(supervised(cross_entropy, network(), optax.adam(1e-2)))
+
+
 def five_runs(**options):
   draws = np.stack([np.roll(arrays()['labels'], r) for r in range(5)])
   data = {'x': arrays()['x'], 'labels': PerRun(draws)}
-  method = with_key(supervised(cross_entropy, network(), optax.adam(1e-2)))
   return fit_many(
-    method, data, jax.random.split(KEY, 5), epochs=2, batch_size=16, **options
+    keyed(), data, jax.random.split(KEY, 5), epochs=2, batch_size=16, **options
   )
 
 
@@ -431,9 +439,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capfd):
 # --- kill -9 -----------------------------------------------------------------
 
 
-def start(folder, out, epochs=8):
+def start(folder, epochs):
   process = subprocess.Popen(
-    [sys.executable, CHILD, folder, out, str(epochs)],
+    [sys.executable, CHILD, folder, folder, str(epochs)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -441,11 +449,6 @@ def start(folder, out, epochs=8):
   )
   assert process.stdout.readline() == 'training\n', process.stderr.read()
   return process
-
-
-def finish(process):
-  _, errors = process.communicate()
-  assert process.returncode == 0, errors
 
 
 def numbers(folder):
@@ -481,7 +484,7 @@ def train_child(folder, name):
 
 def test_killed_it_goes_on_to_the_bit(tmp_path):
   """At one place, and in this process; anywhere in the second stage."""
-  process = start(tmp_path / 'run', tmp_path / 'run', epochs=2)
+  process = start(tmp_path / 'run', 2)
   wait_for(tmp_path / 'run', 4)
   process.kill()
   process.communicate()
@@ -507,31 +510,80 @@ def test_sigterm_saves_and_says_so(tmp_path, capfd):
   chex.assert_trees_all_equal(train(None), resumed)
 
 
+# A process for each run, without imports of its own: it is forked before jax
+# starts. Reads the folder and the epochs of a run, and a line once it may end.
+FORKS = """
+import os, sys
+if hasattr(os, 'sched_setaffinity'):
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import fixture_killed, jnl.train._checkpoint
+for line in sys.stdin:
+  folder, epochs = line.rsplit(maxsplit=1)
+  run = os.fork()
+  if not run:
+    os.dup2(os.open(folder + '.err', os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
+    print(os.getpid(), flush=True)
+    fixture_killed.main(folder, folder, int(epochs))
+    sys.exit()
+  sys.stdin.readline()
+  print(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def forking():
+  """The process that forks, of one core."""
+  env = processes.users()
+  paths = [str(CHILD.parent), env.get('PYTHONPATH', '')]
+  with subprocess.Popen(
+    [sys.executable, '-c', FORKS],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**env, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+  ) as process:
+    yield process
+
+
+def fork(forks, folder, epochs, end=lambda pid: None):
+  """A run that `end` may end: its exit status and what it said."""
+  print(folder, epochs, file=forks.stdin, flush=True)
+  pid = int(forks.stdout.readline())
+  assert forks.stdout.readline() == 'training\n'
+  end(pid)
+  print(file=forks.stdin, flush=True)
+  status = int(forks.stdout.readline())
+  return status, pathlib.Path(f'{folder}.err').read_text()
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_goes_on_to_the_bit(tmp_path):
-  finish(start(tmp_path / 'warm', tmp_path / 'warm'))
-  process = start(tmp_path / 'whole', tmp_path / 'whole')
-  begun = time.perf_counter()
-  finish(process)
-  seconds = time.perf_counter() - begun
-  rng = np.random.default_rng()
-  reached = []
-  for _ in range(12):
-    process = start(tmp_path / 'killed', tmp_path / 'killed')
+  rng, reached, killed = np.random.default_rng(), [], tmp_path / 'killed'
+
+  def kill(pid):
     time.sleep(rng.uniform(0, seconds))
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    assert 'cannot be read' not in errors
-    reached.append(max(numbers(tmp_path / 'killed'), default=0))
-  assert reached == sorted(reached), 'what was saved is not lost'
-  process = start(tmp_path / 'killed', tmp_path / 'killed', epochs=16)
-  wait_for(tmp_path / 'killed', 84)
-  process.terminate()
-  _, errors = process.communicate()
-  assert process.returncode == 143, errors
-  assert 'SIGTERM: saved epoch' in errors
-  for name in ('whole', 'killed'):
-    finish(start(tmp_path / name, tmp_path / name, epochs=16))
+    os.kill(pid, signal.SIGKILL)
+
+  def terminate(pid):
+    wait_for(killed, 44)
+    os.kill(pid, signal.SIGTERM)
+
+  with forking() as forks:
+    assert fork(forks, tmp_path / 'warm', 4)[0] == 0
+    begun = time.perf_counter()
+    assert fork(forks, tmp_path / 'whole', 4)[0] == 0
+    seconds = time.perf_counter() - begun
+    for _ in range(8):
+      status, errors = fork(forks, killed, 4, kill)
+      assert status in (0, -signal.SIGKILL), errors
+      assert 'cannot be read' not in errors
+      reached.append(max(numbers(killed), default=0))
+    assert reached == sorted(reached), 'what was saved is not lost'
+    status, errors = fork(forks, killed, 8, terminate)
+    assert status == 143, errors
+    assert 'SIGTERM: saved epoch' in errors
+    for name in ('whole', 'killed'):
+      status, errors = fork(forks, tmp_path / name, 8)
+      assert status == 0, errors
   assert_same(tmp_path, 'whole', 'killed')
-  assert_no_litter(tmp_path / 'killed', 152, 156, 160)
+  assert_no_litter(killed, 72, 76, 80)
