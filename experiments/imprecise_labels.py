@@ -54,15 +54,19 @@ from jnl.methods import ill_mixed, ill_noisy, ill_partial, ill_semi, proden
 from jnl.steps import from_loss, model_keys, training_pass
 from jnl.teacher import averaged
 from jnl.train import (
+  Comparison,
+  Fit,
   compare,
-  curves,
   fit_many,
   option,
-  parse,
+  options,
+  plot,
+  record,
+  report,
+  run,
   scores,
   script,
   train_each,
-  write_results,
 )
 
 Arrays = dict[str, np.ndarray]
@@ -131,56 +135,63 @@ class Config(script.Common):
   ema: float = option(0.0, 'evaluate an average of the weights, .999 say')
   seeds: int = option(4, 'runs, each with its own labels')
   out: str = option('results/imprecise_labels', 'folder for what comes out')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, ill and ce')
 
 
 def main(config: Config) -> None:
   """Data -> imprecise labels -> networks and methods -> fits and report."""
-  check_options(config)
-  config = with_recipe(config)
-  dataset = script.read(config)
-  runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-  train, held_out = (
-    script.per_run(
-      [weaken(config, part, dataset.num_classes, key) for key in runs[:, i]]
+  with options():
+    check_options(config)
+    config = with_recipe(config)
+    dataset = script.read(config)
+    runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
+    train, held_out = (
+      script.per_run(
+        [weaken(config, part, dataset.num_classes, key) for key in runs[:, i]]
+      )
+      for i, part in enumerate((dataset.train, dataset.validation))
     )
-    for i, part in enumerate((dataset.train, dataset.validation))
-  )
+    out = report.own_folder(config.out)
+    config = dataclasses.replace(config, out=out)
   describe({k: v.values for k, v in train.items()}, dataset.train.labels)
   names = config.methods or METHODS[config.setting]
   methods = {name: build(name, config, dataset) for name in names}
-  trained = train_each(
-    methods,
-    lambda name: fit_many(
-      methods[name],
-      {'x': dataset.train.x, **train},
-      runs[:, 1],
-      epochs=config.epochs,
-      batch_size=config.batch_size,
-      held_out={
-        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
-        'validation': {
-          'x': dataset.validation.x,
-          'candidates': held_out['candidates'],
-        },
-      },
-      scores={'validation': scores.coverage},
-      augment=VIEWS[config.views],
-      label=name,
-    ),
-  )
-  rows = compare(
-    trained,
-    about=script.about('imprecise_labels', config),
+  comparison = Comparison(
+    config.out,
+    script.about('imprecise_labels', config),
     chosen_by='validation_coverage',
     heads=('last epoch', 'best by candidates hit'),
   )
-  write_results(
-    config.out,
-    rows,
-    curves(trained),
-    title=f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
-    ylabel='test accuracy',
+
+  def run_of(name: str) -> Fit:
+    with script.logging(config, name) as log:
+      return fit_many(
+        methods[name],
+        {'x': dataset.train.x, **train},
+        runs[:, 1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        held_out={
+          'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+          'validation': {
+            'x': dataset.validation.x,
+            'candidates': held_out['candidates'],
+          },
+        },
+        scores={'validation': scores.coverage},
+        augment=VIEWS[config.views],
+        log=log,
+        label=name,
+      )
+
+  done = functools.partial(record, comparison)
+  compare(comparison, train_each(methods, run_of, done))
+  plot(
+    comparison,
+    f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
+    'test accuracy',
   )
+  print(f'\nresults, curves and plots are in {config.out}')
 
 
 def check_options(config: Config) -> None:
@@ -204,7 +215,8 @@ def with_recipe(config: Config) -> Config:
     ratio=recipe.ratio if config.ratio == -1 else config.ratio,
   )
   if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=2)
+    few = config.methods or ('ill', 'ce')
+    config = dataclasses.replace(config, methods=few, seeds=2, epochs=2)
   return config
 
 
@@ -338,4 +350,4 @@ def from_candidates(
 
 
 if __name__ == '__main__':
-  main(parse(Config, __doc__))
+  run(main, Config, __doc__)

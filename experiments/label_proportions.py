@@ -77,7 +77,9 @@ class Config(script.Common):
   decision: str = option('threshold', 'on pseudo-labels: threshold or counts')
   logits: bool = option(False, 'later rounds start from the network as well')
   out: str = option('results/label_proportions', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 1 epoch, one bag size')
+  smoke: bool = option(
+    False, 'seconds only: 1 seed, 1 epoch, one bag size, two methods'
+  )
 
 
 SHOWN: dict[str, Any] = {k: (k, report.mean_sd) for k in ('accuracy', 'labels')}
@@ -92,40 +94,64 @@ OnInstances = Callable[[str, Any], Fit]
 
 def main(config: Config) -> None:
   """Data -> bags -> methods -> fits and report, for each bag size."""
-  sizes = check_options(config)
+  with train.options():
+    sizes = check_options(config)
+    dataset = read(config)
+    d = dataset.train.x[0].size
+    known = not config.bags.isdigit() or int(config.bags) < d
+    check(known, f'bags: there are {d} features, got {config.bags}')
+    out = report.own_folder(config.out)
+    config = dataclasses.replace(config, out=out)
   if config.smoke:
-    few = config.methods or ('llp_bp', 'easy_llp', 'em', 'supervised')
+    few = config.methods or ('llp_bp', 'supervised')
     config = dataclasses.replace(
-      config, methods=few, seeds=2, epochs=1, batch_size=256
+      config, methods=few, seeds=1, epochs=1, batch_size=256
     )
     sizes = sizes[:1]
-  dataset = read(config)
   share = dataset.train.labels.mean()
   print(f'{len(dataset.train.labels)} instances, {share:.1%} positive')
-  about = script.about('label_proportions', config, metric='AUC')
-  setting = script.setting(config, skipped=('bag_sizes',))
-  rows, last = [], []
+  last = []
   for size in sizes:
-    trained = train_all(config, dataset, size)
-    rows += train.compare(
-      trained,
-      about={**about, 'setting': {**setting, 'bag_size': size}},
-      score='test_roc_auc',
-      chosen_by='validation_bag_loss',
-      better='lower',
-      heads=('AUC, last epoch', 'AUC, best by bag loss'),
-      show=SHOWN,
-    )
+    comparison = compared(config, size)
+    trained = train_all(config, dataset, size, comparison)
+    train.compare(comparison, trained)
     last.append({name: t.last('test_roc_auc') for name, t in trained.items()})
-  train.write_results(
+  report.put_curves(
     config.out,
-    rows,
-    {name: np.stack([auc[name] for auc in last], axis=1) for name in last[0]},
+    {
+      f'by_bag_size/{name}/test_roc_auc': np.stack(
+        [auc[name] for auc in last], axis=1
+      )
+      for name in last[0]
+    },
+  )
+  report.put_plot(
+    config.out,
+    'auc.png',
+    group='by_bag_size',
+    column='test_roc_auc',
     title=f'{config.dataset}, seeds: {config.seeds}',
     ylabel='test AUC, last epoch',
-    plot='auc.png',
     x=sizes,
     xlabel='bag size',
+    scale='log',
+  )
+  print(f'\nresults, curves and plots are in {config.out}')
+
+
+def compared(config: Config, size: int) -> train.Comparison:
+  """How methods are compared on bags of a size."""
+  about = script.about('label_proportions', config, metric='AUC')
+  setting = script.setting(config, skipped=('bag_sizes',))
+  return train.Comparison(
+    config.out,
+    {**about, 'setting': {**setting, 'bag_size': size}},
+    score='test_roc_auc',
+    chosen_by='validation_bag_loss',
+    better='lower',
+    heads=('AUC, last epoch', 'AUC, best by bag loss'),
+    show=SHOWN,
+    group=f'bags_of_{size}',
   )
 
 
@@ -179,8 +205,6 @@ def bags_of(config: Config, part: Examples, m: int, keys: Array) -> list:
   n, column = len(part.labels), part.id
   if config.bags.isdigit():
     columns, own = part.x.reshape(n, -1).T, int(config.bags)
-    d = len(columns)
-    check(own < d, f'bags: there are {d} features, got {own}')
     column = columns[own]
   ordered = np.argsort(column, kind='stable')
   draw = lambda key: jax.random.permutation(key, n)
@@ -202,7 +226,9 @@ SCORES = {
 }
 
 
-def train_all(config: Config, dataset: Dataset, m: int) -> dict[str, Trained]:
+def train_all(
+  config: Config, dataset: Dataset, m: int, comparison: train.Comparison
+) -> dict[str, Trained]:
   """All methods on bags of one size, each run with bags of its own."""
   keys = jax.random.split(jax.random.key(0), (config.seeds, 3))
   bags = bags_of(config, dataset.train, m, keys[:, 0])
@@ -219,27 +245,33 @@ def train_all(config: Config, dataset: Dataset, m: int) -> dict[str, Trained]:
     scores=SCORES,
   )
 
-  def on_bags(label: str, method: Method, told: Told) -> Fit:
+  def on_bags(label: str, of_bags: Method, told: Told) -> Fit:
     b = min(k, max(1, config.batch_size // m))
-    return fit(method, script.per_run(told), batch_size=b, label=label)
+    with script.logging(config, f'{label}_{m}') as log:
+      data = script.per_run(told)
+      return fit(of_bags, data, batch_size=b, label=label, log=log)
+
+  method = methods.supervised(losses.ce, *learner(config, x))  # compiled once
 
   def on_instances(label: str, labels: Any) -> Fit:
-    method = methods.supervised(losses.ce, *learner(config, x))
     data = {'x': x, 'labels': labels}
-    return fit(method, data, batch_size=config.batch_size, label=label)
+    b = config.batch_size
+    with script.logging(config, f'{label}_{m}') as log:
+      return fit(method, data, batch_size=b, label=label, log=log)
 
   trained: dict[str, Trained] = {}
   for name in config.methods or METHODS:
     start = time.perf_counter()
     if name == 'llp_bp':
-      trained |= llp_bp(config, dataset, bags, told, on_bags, on_instances)
+      own = llp_bp(config, dataset, bags, told, on_bags, on_instances)
     elif name == 'supervised':
-      fitted = on_instances(name, dataset.train.labels)
-      trained[name] = result(fitted, start)
+      own = {name: result(on_instances(name, dataset.train.labels), start)}
     else:
       fitted = on_bags(name, of_bags(name, config, dataset), told)
-      trained[name] = result(fitted, start)
-  print(f'\n{config.dataset}, {k} bags of up to {m}, seeds: {config.seeds}\n')
+      own = {name: result(fitted, start)}
+    for one in own:
+      trained[one] = train.record(comparison, one, own[one])
+  print(f'\n{config.dataset}, {k} bags of up to {m}, seeds: {config.seeds}')
   return trained
 
 
@@ -347,4 +379,4 @@ def outputs_of(predict: Callable, state: Any, x: np.ndarray) -> Outputs:
 
 
 if __name__ == '__main__':
-  main(train.parse(Config, __doc__))
+  train.run(main, Config, __doc__)

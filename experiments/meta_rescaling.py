@@ -103,6 +103,7 @@ class Config(script.Common):
   batch_size: int = option(32, 'examples in a step')
   seeds: int = option(3, 'runs, each with its own noise draw')
   out: str = option('results/meta_rescaling', 'folder for what comes out')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, plain and l2rw')
 
 
 class Task(NamedTuple):
@@ -128,28 +129,57 @@ class Task(NamedTuple):
 
 def main(config: Config) -> None:
   """Data -> clean set and noise -> methods -> fits and report."""
-  check_options(config)
-  dataset = read(config)
-  config = with_recipe(config, dataset)
-  task = make_task(config, dataset)
+  with train.options():
+    check_options(config)
+    dataset = read(config)
+    config = with_recipe(config, dataset)
+    task = make_task(config, dataset)
+    out = report.own_folder(config.out)
+    config = dataclasses.replace(config, out=out)
   n, m = len(task.train['x']), len(task.clean['x'])
   print(f'{n} rows, {task.wrong.mean():.1%} wrong labels; {m} clean rows')
-  fits = train.train_each(config.methods, lambda name: run(name, config, task))
   wrong = f'{config.noise}, {task.wrong.mean():.0%} wrong'
   title = f'{config.dataset}, {wrong}, seeds: {config.seeds}'
-  about, rows = script.about('meta_rescaling', config), []
-  for epochs in map(int, config.epochs):
-    print(f'\n{title}, {config.optimizer}, epochs: {epochs}\n')
-    rows += train.compare(
-      {k: with_auc(one.until(epochs)) for k, one in fits.items()},
-      about={**about, 'setting': {**about['setting'], 'epochs': epochs}},
-      heads=('last epoch', 'best by noisy val.'),
-      of_runs={'wrong_labels': task.wrong},
+  comparisons = [compared(config, task, int(text)) for text in config.epochs]
+
+  def done(name: str, one: Trained) -> Trained:
+    for epochs, comparison in zip(config.epochs, comparisons, strict=True):
+      train.record(comparison, name, with_auc(one.until(int(epochs))))
+    return one
+
+  fits = train.train_each(
+    config.methods, lambda name: run(name, config, task), done
+  )
+  for epochs, comparison in zip(config.epochs, comparisons, strict=True):
+    print(f'\n{title}, {config.optimizer}, epochs: {epochs}')
+    own = {k: with_auc(one.until(int(epochs))) for k, one in fits.items()}
+    train.compare(comparison, own)
+  if any(name in WITH_CLEAN or name in STORMS for name in fits):
+    report.put_plot(
+      config.out,
+      'weights.png',
+      kind='quantiles',
+      group=comparisons[-1].group,
+      column='weights_',
+      kinds=('clean', 'flipped'),
+      title=title,
+      ylabel='weight / mean weight\n10, 25, 50, 75, 90%',
     )
-  plot_weights(f'{config.out}/weights.png', fits, title)
-  accuracy = train.curves(fits)
-  train.write_results(
-    config.out, rows, accuracy, title=title, ylabel='clean test accuracy'
+  train.plot(comparisons[-1], title, 'clean test accuracy')
+  print(f'\nresults, curves and plots are in {config.out}')
+
+
+def compared(config: Config, task: Task, epochs: int) -> train.Comparison:
+  """How methods are compared after so many epochs."""
+  about = script.about('meta_rescaling', config)
+  about['setting'] = {**about['setting'], 'epochs': epochs}
+  several = len(config.epochs) > 1
+  return train.Comparison(
+    config.out,
+    about,
+    heads=('last epoch', 'best by noisy val.'),
+    of_runs={'wrong_labels': task.wrong},
+    group=f'epochs_{epochs}' if several else 'runs',
   )
 
 
@@ -188,8 +218,11 @@ def with_recipe(config: Config, dataset: Dataset) -> Config:
   check(fits, f'net {config.net} is not for {kind}')
   fits = not text or config.augment == 'none'
   check(fits, f'augment {config.augment} is for images')
-  smoke: dict[str, Any] = {'seeds': 2, 'epochs': ('2',)}
-  return dataclasses.replace(config, **smoke) if config.smoke else config
+  if config.smoke:
+    chosen = config.methods != Config.methods
+    few = config.methods if chosen else ('plain', 'l2rw')
+    config = dataclasses.replace(config, methods=few, seeds=2, epochs=('2',))
+  return config
 
 
 # --- data --------------------------------------------------------------------
@@ -272,18 +305,20 @@ def run(name: str, config: Config, task: Task) -> train.Fit:
     labels = [np.append(own, clean) for own in arrays['labels'].values]
     x = np.concatenate([arrays['x'], task.clean['x']])
     arrays = {'x': x, 'labels': PerRun(np.stack(labels))}
-  return train.fit_many(
-    build(name, config, task),
-    arrays,
-    task.keys,
-    epochs=int(config.epochs[-1]),
-    batch_size=config.batch_size,
-    streams=streams,
-    held_out=held_out,
-    scores={'weights': WEIGHTS} if weighted else {},
-    augment=views,
-    label=name,
-  )
+  with script.logging(config, name) as log:
+    return train.fit_many(
+      build(name, config, task),
+      arrays,
+      task.keys,
+      epochs=int(config.epochs[-1]),
+      batch_size=config.batch_size,
+      streams=streams,
+      held_out=held_out,
+      scores={'weights': WEIGHTS} if weighted else {},
+      augment=views,
+      log=log,
+      label=name,
+    )
 
 
 def build(name: str, config: Config, task: Task) -> Method:
@@ -357,34 +392,5 @@ def with_auc(one: Trained) -> Trained:
   return one.also({'weight_auc': last, 'weight_auc_best': best})
 
 
-def plot_weights(path: str, trained: dict[str, Trained], title: str) -> None:
-  """Quantiles of the weights after each epoch, means over runs."""
-  histories = {name: one.fit.history for name, one in trained.items()}
-  own = {k: v for k, v in histories.items() if 'weights_auc' in v}
-  if not own:
-    return
-  import matplotlib.figure  # slow to import
-
-  figure = matplotlib.figure.Figure((0.5 + 3 * len(own), 3.4))
-  panels = figure.subplots(1, len(own), squeeze=False)[0]
-  for axes, (name, history) in zip(panels, own.items(), strict=True):
-    for kind, color in (('clean', 'C0'), ('flipped', 'C3')):
-      low, below, middle, above, high = (
-        history[f'weights_{kind}_{k}'].mean(0) for k in range(len(LEVELS))
-      )
-      epochs = np.arange(1, len(middle) + 1)
-      axes.plot(epochs, middle, color=color, label=kind)
-      for band in ((low, high), (below, above)):
-        axes.fill_between(epochs, *band, color=color, alpha=0.15)
-    axes.set(title=name, xlabel='epoch', xmargin=0)
-    axes.grid(alpha=0.3)
-  panels[0].set_ylabel('weight / mean weight\n10, 25, 50, 75, 90%')
-  panels[0].legend(fontsize='small', frameon=False)
-  figure.suptitle(title)
-  figure.tight_layout()
-  with report.replacing(path) as partial:
-    figure.savefig(partial, dpi=150, bbox_inches='tight')
-
-
 if __name__ == '__main__':
-  main(train.parse(Config, __doc__))
+  train.run(main, Config, __doc__)

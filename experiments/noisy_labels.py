@@ -7,6 +7,7 @@ then the wrong labels; robust losses and ELR hold on.
 
   python experiments/noisy_labels.py                 # digits, 5 seeds, a minute
   python experiments/noisy_labels.py --methods ce,elr --noise pair_flip
+  python experiments/noisy_labels.py --rate .2,.4,.6  # accuracy against rate
   python experiments/noisy_labels.py --dataset fashion_mnist --seeds 1 \\
     --net strided_cnn --batch-size 128 --epochs 30
   python experiments/noisy_labels.py --dataset cifar10 --batch-size 128 \\
@@ -14,17 +15,20 @@ then the wrong labels; robust losses and ELR hold on.
   python experiments/noisy_labels.py --dataset cifar10 --published \\
     --methods elr --noise symmetric_inclusive --rate .4 --standardize
 
-Out come a table, `results.jsonl` (one line for each method and seed),
-`accuracy.png`, and the noisy labels of every seed as `draw_SEED.npz`, which
-`--draw` reads again. An epoch is chosen by *noisy* validation, never by clean
-labels.
+Out come, as each method ends, `results.jsonl` (one line for each method, noise,
+rate and seed) and `curves.npz`; then a table, plots, which `python -m
+jnl.train.report FOLDER` draws again, and the noisy labels of every seed as
+`draw_SEED.npz`, which `--draw` reads again. An epoch is chosen by *noisy*
+validation, never by clean labels.
 
 The default setting is fixed and not tuned: pixels / 16 and no standardization,
 with which the network memorizes before it has learned (ELR 82, CE 72).
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +40,20 @@ from jnl.data import Dataset, PerRun, augment
 from jnl.methods import Settings, elr, mislabeled, published
 from jnl.steps import supervised
 from jnl.train import (
+  Comparison,
   Fit,
+  Trained,
   compare,
-  curves,
+  compare_groups,
   fit_many,
   option,
-  parse,
+  options,
+  plot,
+  record,
+  report,
+  run,
   script,
   train_each,
-  write_results,
 )
 
 LOSSES = (
@@ -54,7 +63,7 @@ LOSSES = (
   'nfl_mae', 'ngce_rce', 'ngce_mae', 'nce_agce', 'nce_aul', 'nce_ael', 'agce',
   'aul', 'ael', 'anorm', 'anl_ce', 'anl_fl',
 )  # fmt: skip
-METHODS = ('elr', *LOSSES)
+METHODS = {'elr': elr, **{name: getattr(losses, name) for name in LOSSES}}
 AUGMENTS = {
   name: augment.views(view) if view else None
   for name, view in script.VIEWS.items()
@@ -67,13 +76,17 @@ class Config(script.Resumable):
 
   methods: tuple[str, ...] = option(
     ('ce', 'gce', 'sce', 'nce_rce', 'elr'),
-    'elr, or per-example losses of jnl.losses',
+    'some of those below',
   )
   dtype: str = option('float32', 'of the network: float32 or bfloat16')
   standardize: bool = option(False, 'each channel to mean 0 and deviation 1')
   augment: str = option('none', 'none, or crop_flip: shifts by 4 and mirrors')
-  noise: str = option('symmetric', f'noise: {", ".join(data.NOISES)}')
-  rate: float = option(0.4, 'noise rate, in [0, 1]; people have their own')
+  noise: tuple[str, ...] = option(
+    ('symmetric',), f'one or several of {", ".join(data.NOISES)}'
+  )
+  rate: tuple[float, ...] = option(
+    (0.4,), 'noise rates, in [0, 1]; people have their own'
+  )
   draw: str = option('', 'file of noisy labels, instead of noise and rate')
   seeds: int = option(5, 'runs, each with its own noise draw')
   epochs: int = option(100, 'passes over the training set')
@@ -86,86 +99,235 @@ class Config(script.Resumable):
     False, 'each method as published for dataset, noise and rate, where known'
   )
   out: str = option('results/noisy_labels', 'folder for what comes out')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, ce and elr')
+
+
+class Cell(NamedTuple):
+  """A noise and a rate, with wrong labels for each seed.
+
+  Attributes:
+    noise: its name.
+    rate: of it.
+    draws: of the seeds.
+  """
+
+  noise: str
+  rate: float
+  draws: list[data.Noisy]
+
+  @property
+  def train(self) -> np.ndarray:
+    """Labels [seeds, n] of the training set."""
+    return np.stack([one.train for one in self.draws])
+
+  @property
+  def validation(self) -> np.ndarray:
+    """Labels [seeds, m] of the validation set."""
+    return np.stack([one.validation for one in self.draws])
+
+  @property
+  def wrong(self) -> np.ndarray:
+    """The share [seeds] of wrong labels."""
+    return np.mean([one.draw.flipped for one in self.draws], axis=1)
+
+  @property
+  def name(self) -> str:
+    """As tables and plots have it."""
+    return f'{self.noise}_{self.rate:g}'
 
 
 def main(config: Config) -> None:
   """Data -> noise -> networks and methods -> fits and report."""
   if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=2)
-  check_options(config)
+    chosen = config.methods != Config.methods
+    few = config.methods if chosen else ('ce', 'elr')
+    config = dataclasses.replace(config, methods=few, seeds=2, epochs=2)
+  with options():
+    check_options(config)
+    dataset = read(config)
+    cells = [
+      spoil(config, dataset, noise, rate)
+      for noise in config.noise
+      for rate in config.rate
+    ]
+    out = report.own_folder(config.out, resume=config.resume)
+    config = dataclasses.replace(config, out=out)
+  for cell in cells:
+    print(f'{cell.name}: {cell.wrong.mean():.1%} of the labels are wrong')
+    own = '' if len(cells) == 1 else f'/{cell.name}'
+    data.save_noisy(config.out + own, cell.draws)
+  # All cells of a method are trained as runs of one program.
+  ways = {name: settings_of(name, config, cells) for name in config.methods}
+  comparisons = [compared(config, ways, cell, cells) for cell in cells]
+
+  def done(name: str, one: Trained) -> Trained:
+    if name == 'elr':
+      noisy = np.concatenate([cell.train for cell in cells])
+      one = one.also({'flag_f1': flag_f1(one.fit, noisy, dataset.train.labels)})
+    for i, comparison in enumerate(comparisons):
+      record(comparison, name, of_cell(one, i, config.seeds))
+    return one
+
+  methods = {name: build(ways[name], config, dataset) for name in ways}
+  trained = train_each(
+    methods,
+    lambda name: train(name, methods[name], ways[name], config, dataset, cells),
+    done,
+  )
+  draw_and_print(config, cells, comparisons, trained)
+
+
+def train(
+  name: str,
+  method: Method,
+  way: Settings,
+  config: Config,
+  dataset: Dataset,
+  cells: list[Cell],
+) -> Fit:
+  """All runs of a method: those of the first cell, of the second, and so on."""
+  keys = jax.random.split(jax.random.key(0), (config.seeds, 2))[:, 1]
+  noisy = np.concatenate([cell.train for cell in cells])
+  held_out = np.concatenate([cell.validation for cell in cells])
+  with script.logging(config, name) as log:
+    return fit_many(
+      method,
+      {'x': dataset.train.x, 'labels': PerRun(noisy)},
+      jnp.tile(keys, len(cells)),
+      epochs=way.epochs,
+      batch_size=way.batch_size,
+      held_out={
+        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+        'validation': {'x': dataset.validation.x, 'labels': PerRun(held_out)},
+      },
+      augment=AUGMENTS[way.views],
+      checkpoint=script.checkpoint(config, name),
+      log=log,
+      label=name,
+    )
+
+
+def of_cell(one: Trained, i: int, seeds: int) -> Trained:
+  """The runs of the i-th cell."""
+  return one.runs(slice(i * seeds, (i + 1) * seeds))
+
+
+# --- labels and options -------------------------------------------------------
+
+
+def check_options(config: Config) -> None:
+  """Raises for what cannot be, before any work."""
+  script.check_common(config, METHODS)
+  check(config.methods, 'methods must name at least one')
+  check_name('dtype', config.dtype, ('float32', 'bfloat16'))
+  check_name('augment', config.augment, AUGMENTS)
+  for name in config.noise:
+    data.check_noise(name, config.data_dir)
+  for rate in config.rate:
+    check(0 <= rate <= 1, f'rate must lie in [0, 1], got {rate:g}')
+  cells = len(config.noise) * len(config.rate)
+  check(cells, 'noise and rate must name at least one')
+  check(
+    cells == 1 or not (config.draw or config.published),
+    'several noises or rates cannot be had with draw or published',
+  )
+  if config.published:
+    for name in config.methods:
+      published(name, config.dataset, config.noise[0], config.rate[0])
+
+
+def read(config: Config) -> Dataset:
+  """The data set, of images or tables."""
   dataset = script.read(config)
   check(
     not np.issubdtype(dataset.train.x.dtype, np.integer),
     f'dataset {config.dataset} is of texts, whose tokens are no pixels: '
     'experiments/meta_rescaling.py has the networks and rates for them',
   )
-  runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-  draws = [
-    data.noisy(
-      key,
-      dataset,
-      config.noise,
-      config.rate,
-      data_dir=config.data_dir,
-      file=config.draw,
-    )
-    for key in runs[:, 0]
-  ]
-  noisy = np.stack([one.train for one in draws])
-  held_out = np.stack([one.validation for one in draws])
-  wrong = np.mean([one.draw.flipped for one in draws], axis=1)
-  print(f'{len(draws[0].clean)} labels, {wrong.mean():.1%} of them wrong')
-  data.save_noisy(config.out, draws)
+  return dataset
 
-  settings = {name: settings_of(name, config) for name in config.methods}
-  methods = {name: build(settings[name], config, dataset) for name in settings}
-  trained = train_each(
-    methods,
-    lambda name: fit_many(
-      methods[name],
-      {'x': dataset.train.x, 'labels': PerRun(noisy)},
-      runs[:, 1],
-      epochs=settings[name].epochs,
-      batch_size=settings[name].batch_size,
-      held_out={
-        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
-        'validation': {'x': dataset.validation.x, 'labels': PerRun(held_out)},
-      },
-      augment=AUGMENTS[settings[name].views],
-      checkpoint=script.checkpoint(config, name),
-      label=name,
-    ),
+
+def spoil(config: Config, dataset: Dataset, noise: str, rate: float) -> Cell:
+  """Wrong labels of a noise and rate for each seed."""
+  keys = jax.random.split(jax.random.key(0), (config.seeds, 2))[:, 0]
+  draw = functools.partial(
+    data.noisy, data_dir=config.data_dir, file=config.draw
   )
-  if 'elr' in trained:
-    f1 = flag_f1(trained['elr'].fit, noisy, dataset.train.labels)
-    trained['elr'] = trained['elr'].also({'flag_f1': f1})
-  rows = compare(
-    trained,
-    about=script.about('noisy_labels', config) | as_published(settings, config),
-    heads=('last epoch', 'best by noisy val.'),
-    of_runs={'wrong_labels': wrong},
-  )
-  write_results(
+  return Cell(noise, rate, [draw(k, dataset, noise, rate) for k in keys])
+
+
+# --- what comes out -----------------------------------------------------------
+
+
+def compared(
+  config: Config,
+  ways: Mapping[str, Settings],
+  cell: Cell,
+  cells: list[Cell],
+) -> Comparison:
+  """How methods are compared in a cell."""
+  about = script.about('noisy_labels', config)
+  own = {'noise': cell.noise, 'rate': cell.rate}
+  about['setting'] = {**about['setting'], **own}
+  if config.published:
+    used = {name: dataclasses.asdict(one) for name, one in ways.items()}
+    about['published'] = used
+  return Comparison(
     config.out,
-    rows,
-    curves(trained),
-    title=f'{config.dataset}, {config.draw or config.noise}, '
-    f'{wrong.mean():.0%} wrong, seeds: {config.seeds}',
-    ylabel='test accuracy',
+    about,
+    heads=('last epoch', 'best by noisy val.'),
+    of_runs={'wrong_labels': cell.wrong},
+    group=cell.name if len(cells) > 1 else 'runs',
   )
 
 
-def check_options(config: Config) -> None:
-  """Raises for what cannot be, before any work."""
-  script.check_common(config, METHODS)
-  check_name('dtype', config.dtype, ('float32', 'bfloat16'))
-  check_name('augment', config.augment, AUGMENTS)
-  data.check_noise(config.noise, config.data_dir)
-  for name in config.methods:
-    settings_of(name, config)
+def draw_and_print(
+  config: Config,
+  cells: list[Cell],
+  comparisons: list[Comparison],
+  trained: Mapping[str, Trained],
+) -> None:
+  """A table, curves for each cell, and accuracy against the rate."""
+  per_cell = [
+    {k: of_cell(one, i, config.seeds) for k, one in trained.items()}
+    for i in range(len(cells))
+  ]
+
+  for cell, comparison in zip(cells, comparisons, strict=True):
+    draw = 'accuracy.png' if len(cells) == 1 else f'curves_{cell.name}.png'
+    what = config.draw or cell.noise
+    title = f'{config.dataset}, {what}, {cell.wrong.mean():.0%} wrong'
+    title = f'{title}, seeds: {config.seeds}'
+
+    plot(comparison, title, 'test accuracy', draw)
+  if len(cells) == 1:
+    compare(comparisons[0], per_cell[0])
+  else:
+    compare_groups(comparisons, per_cell)
+  for noise in config.noise if len(config.rate) > 1 else ():
+    own = [i for i, cell in enumerate(cells) if cell.noise == noise]
+    group = f'{noise}_by_rate'
+    last = {
+      f'{group}/{k}/test_accuracy': np.stack(
+        [per_cell[i][k].last('test_accuracy') for i in own], axis=1
+      )
+      for k in trained
+    }
+    report.put_curves(config.out, last)
+    report.put_plot(
+      config.out,
+      f'accuracy_{noise}.png',
+      group=group,
+      column='test_accuracy',
+      title=f'{config.dataset}, {noise}, seeds: {config.seeds}',
+      ylabel='test accuracy, last epoch',
+      x=[cells[i].rate for i in own],
+      xlabel='rate of wrong labels',
+    )
+  print(f'\nresults, curves and plots are in {config.out}')
 
 
-def settings_of(name: str, config: Config) -> Settings:
+def settings_of(name: str, config: Config, cells: list[Cell]) -> Settings:
   """How a method is trained: as published, or as the options say."""
   if not config.published:
     return Settings(
@@ -181,15 +343,9 @@ def settings_of(name: str, config: Config) -> Settings:
       if name == 'elr'
       else {},
     )
-  found = published(name, config.dataset, config.noise, config.rate)
+  found = published(name, config.dataset, cells[0].noise, cells[0].rate)
   found = dataclasses.replace(found, views=found.views or config.augment)
   return dataclasses.replace(found, epochs=2) if config.smoke else found
-
-
-def as_published(settings: dict[str, Settings], config: Config) -> dict:
-  """What a row says in addition, where the options are not what was used."""
-  used = {name: dataclasses.asdict(one) for name, one in settings.items()}
-  return {'published': used} if config.published else {}
 
 
 def build(settings: Settings, config: Config, dataset: Dataset) -> Method:
@@ -225,4 +381,4 @@ def flag_f1(fitted: Fit, noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  main(parse(Config, __doc__))
+  run(main, Config, __doc__ + script.listing(METHODS))

@@ -50,7 +50,7 @@ from benchmarks import (
 import jax
 
 from jnl.base import check, check_name
-from jnl.train import option, parse, report
+from jnl.train import option, report, run
 
 SECTIONS = {
   'losses': losses,
@@ -81,20 +81,24 @@ class Config(
   sections: tuple[str, ...] = option(tuple(SECTIONS), 'what to measure')
   processes: int = option(3, 'how often the whole is repeated')
   out: str = option('results/throughput', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: small shapes, one process')
+  smoke: bool = option(False, 'seconds only: small shapes, in this process')
 
 
 def main(config: Config) -> None:
   """Measures in processes of its own -> medians -> report."""
   if config.smoke:
-    config = dataclasses.replace(config, rounds=1, processes=1)
+    config = dataclasses.replace(config, rounds=1)
     for section in SECTIONS.values():
       config = dataclasses.replace(config, **section.SMOKE)
   check_options(config)
   if clock.ROWS in os.environ:
     report.write_jsonl(os.environ[clock.ROWS], measure(config))
     return
-  runs = [clock.in_process(__file__, config) for _ in range(config.processes)]
+  if config.smoke:
+    runs = [measure(config)]
+  else:
+    turns = range(config.processes)
+    runs = [clock.in_process(__file__, config) for _ in turns]
   rows = clock.medians(runs)
   for name in config.sections:
     own = [row for row in rows if row['section'] == name]
@@ -164,4 +168,4 @@ def plot(config: Config, section: str, rows: list[dict]) -> None:
 
 
 if __name__ == '__main__':
-  main(parse(Config, __doc__))
+  run(main, Config, __doc__)

@@ -2,9 +2,12 @@
 
 Exact EM (Chen et al., GLWS, ICML 2024, arXiv 2402.01922; the recursions here
 are exact where the official ones are not) against what is usually done instead:
-matching the mean prediction of a bag (`mean_matching`), and giving all its
-instances one soft label (`bag_share`: the posterior of an uninformed network);
-`supervised` sees the label of every instance, as the ceiling.
+
+  em             the exact posterior of every instance, as its label
+  mean_matching  the mean prediction of a bag matched to its counts
+  bag_share      one soft label for all of a bag: what an uninformed network
+                 would infer
+  supervised     the label of every instance, as the ceiling
 
   python experiments/weak_supervision.py             # digits, counts, 4 seeds
   python experiments/weak_supervision.py --evidence multiple_instance
@@ -23,6 +26,7 @@ Out come a table, `results.jsonl` and `accuracy.png`.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -37,15 +41,19 @@ from jnl.data import Dataset, Examples
 from jnl.methods import dllp, weak_em
 from jnl.steps import supervised_bags
 from jnl.train import (
+  Comparison,
+  Fit,
   compare,
-  curves,
   fit_many,
   option,
-  parse,
+  options,
+  plot,
+  record,
+  report,
+  run,
   scores,
   script,
   train_each,
-  write_results,
 )
 
 Arrays = dict[str, np.ndarray]
@@ -89,15 +97,21 @@ class Config(script.Common):
   batch_size: int = option(1, 'bags in a step')
   learning_rate: float = option(1e-3, 'of Adam')
   out: str = option('results/weak_supervision', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 1 epoch, large batches')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 1 epoch, two methods')
 
 
 def main(config: Config) -> None:
   """Data -> bags -> evidence -> methods -> fits and report."""
   if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=1, batch_size=15)
-  check_options(config)
-  dataset = script.binary(script.read(config), positive(config))
+    few = config.methods or ('em', 'supervised')
+    config = dataclasses.replace(
+      config, methods=few, seeds=2, epochs=1, batch_size=15
+    )
+  with options():
+    check_options(config)
+    dataset = script.binary(script.read(config), positive(config))
+    out = report.own_folder(config.out)
+    config = dataclasses.replace(config, out=out)
   runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
   train, held_out = (
     script.per_run([bags(config, part, key) for key in runs[:, 0]])
@@ -109,41 +123,43 @@ def main(config: Config) -> None:
   names = config.methods or METHODS[config.evidence]
   methods = {name: build(name, config, dataset, infer) for name in names}
   named = config.evidence != 'similarity'
-  trained = train_each(
-    methods,
-    lambda name: fit_many(
-      methods[name],
-      train,
-      runs[:, 1],
-      epochs=config.epochs,
-      batch_size=config.batch_size,
-      held_out={
-        'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
-        'validation': held_out,
-      },
-      scores={
-        'test': scores.balanced_accuracy if named else unnamed,
-        'validation': scores.bag_nll(infer),
-      },
-      label=name,
-    ),
-  )
-  rows = compare(
-    trained,
-    about=script.about('weak_supervision', config, 'balanced accuracy'),
+  comparison = Comparison(
+    config.out,
+    script.about('weak_supervision', config, 'balanced accuracy'),
     score='test_balanced_accuracy',
     chosen_by='validation_nll',
     better='lower',
     heads=('last epoch', 'best by bag likelihood'),
   )
-  write_results(
-    config.out,
-    rows,
-    curves(trained, 'test_balanced_accuracy'),
-    title=f'{config.dataset}, {config.evidence}, bags of {m}, seeds: '
-    f'{config.seeds}',
-    ylabel='test balanced accuracy',
+
+  def run_of(name: str) -> Fit:
+    with script.logging(config, name) as log:
+      return fit_many(
+        methods[name],
+        train,
+        runs[:, 1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        held_out={
+          'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
+          'validation': held_out,
+        },
+        scores={
+          'test': scores.balanced_accuracy if named else unnamed,
+          'validation': scores.bag_nll(infer),
+        },
+        log=log,
+        label=name,
+      )
+
+  done = functools.partial(record, comparison)
+  compare(comparison, train_each(methods, run_of, done))
+  plot(
+    comparison,
+    f'{config.dataset}, {config.evidence}, bags of {m}, seeds: {config.seeds}',
+    'test balanced accuracy',
   )
+  print(f'\nresults, curves and plots are in {config.out}')
 
 
 def check_options(config: Config) -> None:
@@ -223,4 +239,4 @@ def build(name: str, config: Config, dataset: Dataset, infer: Infer) -> Method:
 
 
 if __name__ == '__main__':
-  main(parse(Config, __doc__))
+  run(main, Config, __doc__)

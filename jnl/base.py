@@ -240,9 +240,43 @@ def check_batch(batch: Batch, *names: str) -> None:
 def _made_by(name: str) -> str:
   if 'strong' in name:
     return '. The strong view is made by `augment`'
+  if name == 'weight':
+    return '. It is jnp.ones(b) where all examples count'
+  if name == 'index':
+    return '. It is where each example stands in the training set, [b] int'
   array, _, stream = name.partition('_')
   known = stream and array in ('x', 'labels', 'index', 'weight')
   return f'. `fit(streams={{{stream!r}: ...}})` makes it' if known else ''
+
+
+def check_key(key: Any, name: str = 'key', ndim: int = 0) -> None:
+  """Raises unless this is a random key, or an array of keys.
+
+  Args:
+    key: of `jax.random.key`, or an old one of `jax.random.PRNGKey`.
+    name: what the error calls it.
+    ndim: 1 for [n] keys.
+
+  Raises:
+    TypeError: if it is anything else, such as a seed.
+
+  >>> check_key(0)
+  Traceback (most recent call last):
+  ...
+  TypeError: key must be made by jax.random, such as jax.random.key(0); got 0
+  """
+  dtype = getattr(key, 'dtype', None)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  example = 'jax.random.key(0)'
+  if ndim:
+    example = f'jax.random.split({example}, n)'
+  old = dtype == 'uint32'
+  got = f'{dtype} of shape {key.shape}' if hasattr(key, 'shape') else repr(key)
+  check(
+    (typed and key.ndim == ndim) or (old and key.ndim == ndim + 1),
+    f'{name} must be made by jax.random, such as {example}; got {got}',
+    TypeError,
+  )
 
 
 # --- across devices ----------------------------------------------------------

@@ -107,8 +107,12 @@ def read_labels(
     labels = labels.astype(jnp.int32)
   valid = (labels >= 0) & (labels < num_classes)
   bad = ~valid if where is None else ~valid & where
-  if is_concrete(bad):
-    check(not jnp.any(bad), f'{name} must lie in [0, {num_classes})')
+  if is_concrete(bad) and (bad := np.asarray(bad)).any():
+    first = np.unravel_index(bad.argmax(), bad.shape)
+    at = f' in row {", ".join(map(str, first))}' if first else ''
+    raise ValueError(
+      f'{name} must lie in [0, {num_classes}), got {labels[first]}{at}'
+    )
   return jnp.where(valid, labels, 0), valid
 
 

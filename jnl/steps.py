@@ -37,6 +37,7 @@ from jnl.base import (
   axis_is_bound,
   check,
   check_batch,
+  check_key,
   example_keys,
   global_grad,
   global_mean,
@@ -118,11 +119,13 @@ def from_loss(
     there are `Table`s `unplaced`.
 
   Raises:
+    TypeError: if `model` is no `Model`.
     ValueError: at trace time, if `Aux.extra` or `Aux.stats` has another
       structure than the state's.
   """
 
   def init(key: Key) -> State:
+    check_key(key)
     key_model, key_extra = jax.random.split(key)
     params, stats = model.init(key_model)
     extra = init_extra(key_extra)
@@ -157,15 +160,18 @@ def supervised(
   """A method that trains on `labels` with any per-example loss.
 
   Args:
-    per_example_loss: `(logits [b, c], labels [b] or [b, c]) -> [b]`.
+    per_example_loss: `(logits [b, c], labels) -> [b]`.
     model: the network.
     tx: the optimizer.
 
   Returns:
-    A method over batches of `x`, `labels`, `weight` and `index`. A label out of
-    range, -1 for one, needs the weight 0: with any other the loss is NaN.
+    A method over batches of `x`, `labels`, `weight` and `index`. Labels are
+    what the loss takes: [b] int, [b, c] soft, or [b, c] bool, sets of
+    candidates (`losses.cc`). Inside jit a label that is out of range (-1, or c)
+    makes the loss NaN, and all that follow, unless its weight is 0.
 
   Raises:
+    TypeError: if `model` is no `Model`.
     ValueError: at trace time, if a batch lacks an array or the loss gives
       anything but one value for each example.
 
@@ -183,7 +189,7 @@ def supervised(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, 'x', 'labels', 'weight')
+    check_batch(batch, 'x', 'labels', 'weight', 'index')
     weight = jnp.asarray(batch['weight'])
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight
@@ -231,7 +237,7 @@ def supervised_bags(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, 'x', 'weight')
+    check_batch(batch, 'x', 'weight', 'index')
     views = batch['x'][None]
     outputs, stats = apply_to_bags(
       model, params, state.stats, views, batch, key
@@ -262,15 +268,45 @@ def check_losses(losses: Array, weight: Array) -> None:
   )
 
 
+def check_model(model: Model) -> None:
+  """Raises unless this is a `Model`, and says how a network becomes one.
+
+  Args:
+    model: what a method was given.
+
+  Raises:
+    TypeError: if it is anything else, a Flax module for one.
+
+  >>> check_model(linear(2, 2))
+  """
+  check(
+    isinstance(model, Model),
+    f'model must be a jnl.Model, got {_kind(model)}. A Flax network becomes '
+    'one by `jnl.nets.from_linen(net, shape)`, with the shape of one input, or '
+    '`jnl.nets.from_nnx(lambda rngs: Net(..., rngs=rngs))`',
+    TypeError,
+  )
+
+
+def _kind(x: object) -> str:
+  return f'the class {x.__name__}' if isinstance(x, type) else type(x).__name__
+
+
 def predict_with(model: Model) -> Callable[[State, Inputs], Outputs]:
   """`Method.predict` where the weights to evaluate are `state.params`.
+
+  Every method ends here, so that here its network is looked at.
 
   Args:
     model: the network.
 
   Returns:
     `(state, x) -> Outputs`, its pass without `keys` and `train`.
+
+  Raises:
+    TypeError: if it is no `Model`.
   """
+  check_model(model)
 
   def predict(state: State, x: Inputs) -> Outputs:
     return model.apply(state.params, state.stats, x, None, False)[0]
@@ -333,8 +369,10 @@ def model_keys(key: Key, batch: Batch, stream: str = '') -> Key:
 
   Raises:
     ValueError: if the batch has no `index`.
+    TypeError: if `key` is none.
   """
   check_batch(batch, 'index')
+  check_key(key)
   key = jax.random.fold_in(key, MODEL_TAG)
   if stream:
     key = jax.random.fold_in(key, name_tag(stream))
@@ -462,8 +500,9 @@ def apply_to_bags(
     The outputs without `aux`, and the new statistics.
 
   Raises:
-    ValueError: if the batch has no `index`.
+    ValueError: if the batch has no `x`, `weight` or `index`.
   """
+  check_batch(batch, 'x', 'weight', 'index')
   count, b, m = views.shape[:3]
   there = mask_of(batch) & (jnp.asarray(batch['weight']) > 0)[:, None]
   # [b, views, m]: what is of one bag, and so of one device, stays together.

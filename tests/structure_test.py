@@ -16,7 +16,7 @@ import jnl
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'jnl').rglob('*.py'))
 TESTS = sorted((ROOT / 'tests').rglob('*_test.py'))
-OUTER = ('nets', 'data', 'train')
+OUTER = ('nets', 'data', 'train', 'estimator')
 LEVELS = (
   ('base', 'logspace', 'inputs'),
   ('steps',),
@@ -29,7 +29,7 @@ OWNERS = {
   'flax': ('jnl.nets',),
   'tensorflow_datasets': ('jnl.data',),
   'grain': ('jnl.data',),
-  'sklearn': ('jnl.data',),
+  'sklearn': ('jnl.data', 'jnl.estimator'),
   'orbax': ('jnl.train._checkpoint',),
   'matplotlib': ('jnl.train.report',),
   'tqdm': ('jnl.train._fit',),

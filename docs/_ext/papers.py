@@ -27,6 +27,7 @@ ROOMS = (
   'train.scores',
   'train.report',
   'train.script',
+  'estimator',
   'base',
   'inputs',
   'logspace',

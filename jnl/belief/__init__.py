@@ -10,6 +10,7 @@ The law, a `FactorGraph`
   factor_graph         of any ties and factors of bags
   count_factor         phi of a count, for it
   add_log_odds         with theta, as of a network
+  tie_neighbors        with ties to nearest neighbors, under jit
   place                on several devices
   FactorGraph          its arrays
 Messages
@@ -39,6 +40,7 @@ from jnl.belief._factors import (
   factor_graph,
   label_proportions,
   place,
+  tie_neighbors,
 )
 from jnl.belief._messages import (
   Beliefs,
@@ -73,6 +75,7 @@ __all__ = [
   'pair_probs',
   'place',
   'propagate',
+  'tie_neighbors',
   'top_of_bags',
 ]
 

@@ -1,10 +1,10 @@
 """The factors of a law, laid out for devices.
 
 Every instance has a slot. The slots of a shard are those of its bags, sorted
-into groups of about one size and padded to the longest of a group, then those
-of instances without a bag. A tie is held at both of its ends: that is twice the
-memory, and all that has to be known of other shards in a round of messages is
-one number for each slot.
+into groups of about one size (unless they are few) and padded to the longest of
+a group, then those of instances without a bag. A tie is held at both of its
+ends: that is twice the memory, and all that has to be known of other shards in
+a round of messages is one number for each slot.
 """
 
 import functools
@@ -22,6 +22,8 @@ from jnl.inputs import read_floats
 from jnl.neighbors import Graph, graph_of_edges, within_runs
 
 Factorization = Literal['count', 'pairwise']
+FEW = 1 << 16
+"""Cells of padded bags that are no trouble: compiling a group takes seconds."""
 CERTAIN = 1e6
 """The most log-odds that are known of an instance: its label is certain."""
 
@@ -255,6 +257,65 @@ def label_proportions(
   return _pairwise(graph, index, mask, counts, bag_strength, shards)
 
 
+def tie_neighbors(
+  graph: FactorGraph, index: ArrayLike, weights: ArrayLike
+) -> FactorGraph:
+  """The law with ties to nearest neighbors in place of its own, under jit.
+
+  That of `factor_graph` with `neighbors.graph_of_neighbors`, but that it can be
+  traced, and so be part of a program: its shapes do not depend on who is whose
+  neighbor. For that an instance holds k ties, and those of others to it are in
+  the list of what is spilled, which is slower where it is large.
+
+  Args:
+    graph: of n instances in one shard; its bags and log-odds are kept.
+    index: [n, k] int, the neighbors of each instance, as of `neighbors.knn`.
+    weights: [n, k], w, finite; the same for i and j as for j and i, as those of
+      a kernel are.
+
+  Returns:
+    `FactorGraph`, not for `pair_probs`, which reads the ties of a `Graph`.
+
+  Raises:
+    ValueError: if the law is of several shards, or an array of another shape.
+
+  >>> import numpy as np
+  >>> from jnl.neighbors import graph_of_edges
+  >>> no_ties = graph_of_edges(np.zeros([0, 2], int), np.zeros(0), 3)
+  >>> bag = [[0, 1, 2]], [[True] * 3], [[0., 0., 0., 0.]]
+  >>> law = factor_graph(no_ties, *bag)
+  >>> law = tie_neighbors(law, [[1], [0], [1]], [[.5], [.5], [2.]])
+  >>> law.weights[0, 0].tolist(), law.spill_weights[0].tolist()
+  ([0.5, 0.5, 2.0], [2.0, 0.0, 0.0])
+  """
+  index, weights = jnp.asarray(index), jnp.asarray(weights)
+  n, (shards, size) = len(graph.slots), graph.log_odds.shape
+  check(shards == 1, f'graph must be of one shard, got {shards}')
+  check(
+    index.ndim == 2 and len(index) == n and index.shape == weights.shape,
+    f'index and weights must be [n, k] with n = {n}, got {index.shape} and '
+    f'{weights.shape}',
+  )
+  k, weights = index.shape[1], weights.astype(graph.weights.dtype)
+  theirs = graph.slots[index]
+  rows = lambda values: (
+    jnp.zeros([size, k], values.dtype).at[graph.slots].set(values).T[None]
+  )
+  # Where both name each other, both hold the tie already.
+  mutual = jnp.any(index[index] == jnp.arange(n)[:, None, None], axis=-1)
+  owner = jnp.where(mutual, size, theirs).ravel()  # padding stays last
+  order = jnp.argsort(owner)
+  own = jnp.repeat(graph.slots, k)
+  return graph._replace(
+    neighbors=rows(theirs),
+    weights=rows(weights),
+    spill_slot=owner[order][None],
+    spill_neighbors=own[order][None],
+    spill_weights=jnp.where(mutual, 0, weights).ravel()[order][None],
+    spills=jnp.zeros(0, jnp.int32),
+  )
+
+
 def add_log_odds(graph: FactorGraph, log_odds: ArrayLike) -> FactorGraph:
   """The law with log-odds added to single instances, as of a network.
 
@@ -421,7 +482,9 @@ def _lay_out(
 
 
 def _by_size(sizes: np.ndarray) -> list[np.ndarray]:
-  """Bags by the power of two that their size is rounded up to."""
+  """Bags by the power of two that their size is rounded up to; few: all."""
+  if 0 < len(sizes) * sizes.max(initial=0) <= FEW:
+    return [np.arange(len(sizes))]
   powers = np.ceil(np.log2(np.maximum(sizes, 1))).astype(int)
   return [np.flatnonzero(powers == p) for p in np.unique(powers)]
 

@@ -4,11 +4,13 @@ Data sets
   load             by name: digits, files of a folder, or TFDS
   load_text        the same of texts
   digits           scans that are part of scikit-learn
-  from_arrays      arrays of one's own
+  from_arrays      arrays, DataFrames or texts of one's own
   encode_text      texts as ids; `tokenize`, `token_ids`, `ngram_ids`
   prepare          a set of TFDS, of files that were downloaded
   published_order  the examples as their authors numbered them
   Dataset          what is loaded; `Examples` are a part of it; `take` some
+Tables
+  from_table       a DataFrame as rows, labels, groups and counts: `Tabular`
 Wrong labels
   noisy            the noise of a run, by name; `NOISES`, `check_noise`
   save_noisy       to files; `Noisy` is what there is to save
@@ -44,6 +46,7 @@ from jnl.data._datasets import (
 )
 from jnl.data._files import Examples, human_labels
 from jnl.data._noisy import NOISES, Noisy, check_noise, noisy, save_noisy
+from jnl.data._tables import Tabular, from_table
 from jnl.data._text import ngram_ids, token_ids, tokenize
 from jnl.data._tfds import prepare
 
@@ -53,6 +56,7 @@ __all__ = [
   'Examples',
   'Noisy',
   'PerRun',
+  'Tabular',
   'augment',
   'check_arrays',
   'check_labels',
@@ -61,6 +65,7 @@ __all__ = [
   'encode_text',
   'epoch_order',
   'from_arrays',
+  'from_table',
   'human_labels',
   'index_order',
   'load',

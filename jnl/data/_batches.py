@@ -356,18 +356,22 @@ def check_labels(
   """Raises unless labels are right, in the `rows` [n] bool that count (all).
 
   Labels are integers in [0, num_classes), or soft ones [n, ..., c]: floats that
-  are not negative and sum to one, within 1e-3 or what their dtype resolves.
+  are not negative and sum to one, within 1e-3 or what their dtype resolves; or
+  sets of candidates [n, c] bool, as `losses.cc` takes them.
 
   Args:
-    labels: [n, ...] int, or [n, ..., c] soft.
+    labels: [n, ...] int, [n, ..., c] soft, or [n, c] bool.
     num_classes: c; None leaves the upper end open.
     argument: what the error calls them.
     rows: [n] bool, which of them have to be right; None for all.
 
   Raises:
-    TypeError: if they are neither integers nor soft.
-    ValueError: if one is out of range.
+    TypeError: if they are none of these.
+    ValueError: if one is out of range, or a set is empty.
   """
+  if len(labels.shape) == 2 and labels.dtype == bool:
+    check_candidates(labels, argument, rows)
+    return
   if len(labels.shape) > 1 and jnp.issubdtype(labels.dtype, jnp.floating):
     _check_soft(labels, argument, rows)
     return

@@ -5,16 +5,17 @@ load('fashion_mnist')                        through TFDS, without TensorFlow
 load('cifar10_jpg', data_dir='~/data')       local files, see `jnl.data._files`
 load('trec6', data_dir='~/data')             texts, as ids of their n-grams
 load_text('trec6', data_dir='~/data')        texts as strings
-from_arrays(x, labels, x_test, labels_test)  your own
+from_arrays(x, labels, x_test, labels_test)  your own, DataFrames too
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jnl.base import check
 from jnl.data import _files as files
+from jnl.data import _tables as tables
 from jnl.data import _tfds as tfds
 from jnl.data._batches import check_arrays
 from jnl.data._files import Examples
@@ -23,8 +24,18 @@ from jnl.data._text import ngram_ids
 EMBEDDED = ('digits',)
 
 
-class Dataset(NamedTuple):
-  """A data set for classification, in three parts.
+class _Parts(NamedTuple):
+  name: str
+  num_classes: int
+  train: Examples
+  validation: Examples
+  test: Examples
+
+
+class Dataset(_Parts):
+  """A data set for classification, in three parts: a tuple of five.
+
+  What its columns and classes were called is known beside these.
 
   Attributes:
     name: as given to `load`.
@@ -33,13 +44,34 @@ class Dataset(NamedTuple):
     validation: for choosing an epoch by labels as noisy as those of `train`;
       with `train` it makes up the published training set.
     test: with clean labels, looked at for the report alone.
+    classes: what the labels were called, in the order of their numbers; ()
+      where they were numbers.
+    columns: what the columns of x [n, d] are called, where they came from a
+      table; else ().
   """
 
-  name: str
-  num_classes: int
-  train: Examples
-  validation: Examples
-  test: Examples
+  classes: tuple[Any, ...] = ()
+  columns: tuple[str, ...] = ()
+
+  def __new__(
+    cls,
+    name: str,
+    num_classes: int,
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+    *,
+    classes: tuple[Any, ...] = (),
+    columns: tuple[str, ...] = (),
+  ) -> 'Dataset':
+    self = super().__new__(cls, name, num_classes, train, validation, test)
+    self.classes, self.columns = classes, columns
+    return self
+
+  def _replace(self, **changes: Any) -> 'Dataset':
+    """With other parts; classes and columns stay, where none are given."""
+    names = {'classes': self.classes, 'columns': self.columns}
+    return Dataset(**{**self._asdict(), **names, **changes})
 
 
 def digits(seed: int = 0) -> Dataset:
@@ -166,64 +198,84 @@ def encode_text(
     ValueError: if it holds no texts.
   """
   check(_is_text(dataset.train), f'{dataset.name} holds no texts')
-  parts = (
+  train, validation, test = (
     part._replace(x=ids(list(part.x)))
     for part in (dataset.train, dataset.validation, dataset.test)
   )
-  return Dataset(dataset.name, dataset.num_classes, *parts)
+  return dataset._replace(train=train, validation=validation, test=test)
 
 
 def from_arrays(
-  x: np.ndarray,
-  labels: np.ndarray,
-  x_test: np.ndarray | None = None,
-  labels_test: np.ndarray | None = None,
+  x: Any,
+  labels: Any,
+  x_test: Any = None,
+  labels_test: Any = None,
   *,
   name: str = 'arrays',
   num_classes: int | None = None,
   validation: float = 0.1,
   seed: int = 0,
+  ids: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Dataset:
-  """A data set from arrays of your own.
+  """A data set from arrays, DataFrames or texts of your own.
 
   Args:
     x: [n, ...]; uint8 pixels are divided by the largest one, other numbers
-      taken as they are; images without channels, [n, h, w], get one. Texts
-      become ids first (`jnl.data.ngram_ids`).
-    labels: [n] int, clean if the test labels are to be believed.
+      taken as they are; images without channels, [n, h, w], get one. Of a
+      DataFrame the columns of numbers as they are and those of categories by
+      zeros and ones, as in `from_table`. Texts need `ids`.
+    labels: [n] int from 0, clean if the test labels are to be believed; or
+      strings, categories or truth values, which are numbered (`classes`).
     x_test: [n_test, ...]; by default a quarter of `x` is the test set.
-    labels_test: [n_test] int.
+    labels_test: [n_test], of the same kind as `labels`.
     name: what reports call it.
     num_classes: c, by default the largest label plus one, and then every class
       must have an example.
     validation: the share of the training set that is held out, in (0, 1).
     seed: of the split and the order.
+    ids: what makes numbers of texts, `ngram_ids` or `token_ids` (the networks
+      `ngram` and `transformer` take these), as for `encode_text`.
 
   Returns:
-    The data set, with the row of `x` (or `x_test`) in `id`.
+    The data set, with the row of `x` (or `x_test`) in `id`, and `classes` and
+    `columns` where these had names.
 
   Raises:
-    ValueError: naming the argument, if lengths differ, values are not finite,
-      labels are out of range, or a class is empty.
-    TypeError: if labels are not integers, `x` are texts, or images are integers
-      of another kind than uint8, which may be pixels or not.
+    ValueError: naming the argument, and the column, row, class or category, if
+      lengths differ, values are missing or infinite, labels are out of range, a
+      class is empty, or the test set holds one that training has not.
+    TypeError: if labels are neither integers nor names, `x` are texts without
+      `ids`, a column holds strings, or images are integers of another kind than
+      uint8, which may be pixels or not.
 
   >>> import numpy as np
   >>> data = from_arrays(np.zeros((40, 5)), np.arange(40) % 4)
   >>> [part.x.shape for part in (data.train, data.validation, data.test)]
   [(27, 5), (3, 5), (10, 5)]
+  >>> data = from_arrays(['good', 'so bad'] * 20, ['pos', 'neg'] * 20,
+  ...   ids=ngram_ids)
+  >>> data.train.x.shape, data.classes
+  ((27, 64), ('neg', 'pos'))
   """
   check(
     (x_test is None) == (labels_test is None),
     'x_test and labels_test must be given together',
   )
-  _check_no_text('x', x)
+  x, columns = _read_x('x', x, ids, None)
+  labels, classes = tables.read_labels(labels, 'labels')
+  check(
+    not classes or num_classes in (None, len(classes)),
+    f'labels have the {len(classes)} classes {list(classes)[:5]}, and '
+    f'num_classes is {num_classes}',
+  )
   train = files.examples(x, labels, 'x, labels')
   test = None
   if x_test is not None and labels_test is not None:
-    _check_no_text('x_test', x_test)
-    test = files.examples(x_test, labels_test, 'x_test, labels_test')
-  return _split(name, train, test, num_classes, validation, seed)
+    x_test, _ = _read_x('x_test', x_test, ids, columns)
+    read = tables.read_labels(labels_test, 'labels_test', classes)
+    test = files.examples(x_test, read[0], 'x_test, labels_test')
+  dataset = _split(name, train, test, num_classes, validation, seed, classes)
+  return dataset._replace(classes=classes, columns=columns)
 
 
 def take(examples: Examples, rows: np.ndarray) -> Examples:
@@ -261,15 +313,32 @@ def published_order(dataset: Dataset) -> Examples:
   return take(whole, np.argsort(whole.id))
 
 
-def _check_no_text(name: str, x: np.ndarray) -> None:
-  """Raises TypeError for texts."""
-  dtype = np.asarray(x).dtype
+def _read_x(
+  name: str,
+  x: Any,
+  ids: Callable[[Sequence[str]], np.ndarray] | None,
+  like: tuple[str, ...] | None,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """x as an array, and the names of its columns; raises TypeError for texts."""
+  if tables.is_frame(x):
+    check(ids is None, f'ids= is for texts, and {name} is a table')
+    return tables.rows_of_frame(x, name, (), like or None)
+  x = np.asarray(x)
+  if ids is not None:
+    check(
+      x.ndim == 1,
+      f'ids= is for texts, and {name} must be [n] strings, got shape {x.shape}',
+    )
+    texts = x.tolist()
+    files.text.check_texts(texts, name)
+    return np.asarray(ids(texts)), ()
   check(
-    dtype.kind not in 'OSUT',
-    f'{name} must be numbers, got {dtype}: texts become numbers by '
-    'jnl.data.ngram_ids or token_ids',
+    x.dtype.kind not in 'OSUT',
+    f'{name} must be numbers, got {x.dtype}: texts become numbers by '
+    'ids=jnl.data.ngram_ids or ids=jnl.data.token_ids, tables as DataFrames',
     TypeError,
   )
+  return x, ()
 
 
 def _split(
@@ -279,6 +348,7 @@ def _split(
   num_classes: int | None,
   validation: float,
   seed: int,
+  classes: tuple[Any, ...] = (),
 ) -> Dataset:
   """Checks, splits, shuffles, and makes numbers of pixels."""
   check(0 < validation < 1, f'validation must lie in (0, 1), got {validation}')
@@ -309,13 +379,15 @@ def _split(
     f'{name}: x is {train.x.dtype} in training and {test.x.dtype} in the test '
     'set; pixels, uint8, are scaled alone',
   )
-  c = num_classes if num_classes else int(train.labels.max()) + 1
+  known = num_classes or len(classes)
+  c = known if known else int(train.labels.max()) + 1
   for part, called in ((train, 'train'), (test, 'test')):
     check_arrays(part._asdict(), c, f'{name}, {called}')
   counts = np.bincount(train.labels, minlength=c)
+  empty = classes[counts.argmin()] if classes else int(counts.argmin())
   check(
     num_classes or counts.all(),
-    f'{name}: labels hold no example of class {counts.argmin()} (of {c})',
+    f'{name}: labels hold no example of class {empty!r} (of {c})',
   )
   scale = float(train.x.max()) or 1.0 if train.x.dtype == np.uint8 else 1.0
   parts = take(train, order[:cut]), take(train, order[cut:]), test

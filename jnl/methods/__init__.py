@@ -26,7 +26,8 @@ Bags: proportions, counts, any evidence
   dllp                mean predictions matched
   easy_llp            the loss of instances, estimated
   weak_em             EM on the posterior of any evidence (`jnl.automata`)
-  refine              LLP-BP: `similarity_graph`, `pseudo_labels`, an embedding
+  llp_bp              counts and neighbors, by belief propagation, in rounds
+  refine              its parts: `similarity_graph`, `pseudo_labels`, this
 Settings that papers published
   published           for a method or loss, data set, noise and rate
   known_settings      all of a method
@@ -51,7 +52,9 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._ill import learned_transition as learned_transition
   from jnl.methods._l2rw import Reweighted as Reweighted
   from jnl.methods._l2rw import l2rw as l2rw
+  from jnl.methods._llp_bp import Propagated as Propagated
   from jnl.methods._llp_bp import PseudoLabels as PseudoLabels
+  from jnl.methods._llp_bp import llp_bp as llp_bp
   from jnl.methods._llp_bp import pseudo_labels as pseudo_labels
   from jnl.methods._llp_bp import refine as refine
   from jnl.methods._llp_bp import similarity_graph as similarity_graph
@@ -83,7 +86,14 @@ _NAMES = {
     'learned_transition',
   ),
   '_l2rw': ('Reweighted', 'l2rw'),
-  '_llp_bp': ('PseudoLabels', 'pseudo_labels', 'refine', 'similarity_graph'),
+  '_llp_bp': (
+    'Propagated',
+    'PseudoLabels',
+    'llp_bp',
+    'pseudo_labels',
+    'refine',
+    'similarity_graph',
+  ),
   '_mlc': ('Corrected', 'mlc'),
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),

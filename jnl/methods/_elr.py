@@ -68,10 +68,12 @@ def elr(
   Returns:
     A method over batches of `x`, `labels`, `weight` and `index`. `state.extra`
     is the Table of averages, [n, c], zeros at first. Metrics: `loss`,
-    `cross_entropy`, `penalty`, and `unplaced`, see `base.unplaced`. A missing
-    label (-1, say) needs the weight 0.
+    `cross_entropy`, `penalty`, and `unplaced`, see `base.unplaced`. Inside jit
+    a label that is out of range (-1, or c) makes the loss NaN, and all that
+    follow, unless its weight is 0.
 
   Raises:
+    TypeError: if `model` is no `Model`.
     ValueError: if `beta` or `lam` is out of range, or a batch lacks an array.
 
   >>> import jax
@@ -100,7 +102,7 @@ def elr(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, 'x', 'labels', 'weight')
+    check_batch(batch, 'x', 'labels', 'weight', 'index')
     index, weight = batch['index'], jnp.asarray(batch['weight'])
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight

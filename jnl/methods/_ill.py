@@ -35,7 +35,7 @@ from jnl.base import (
 )
 from jnl.inputs import check_range
 from jnl.methods._published import Case, Settings
-from jnl.steps import apply_views, from_loss, model_keys
+from jnl.steps import apply_views, check_model, from_loss, model_keys
 
 _TWO = ('x', 'x_strong')
 
@@ -105,7 +105,7 @@ def ill_noisy(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, *_TWO, 'labels', 'weight')
+    check_batch(batch, *_TWO, 'labels', 'weight', 'index')
     logits, stats = _logits_of_views(
       model, params['net'], state.stats, batch, key, _TWO
     )
@@ -167,7 +167,7 @@ def ill_partial(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, *_TWO, 'candidates', 'weight')
+    check_batch(batch, *_TWO, 'candidates', 'weight', 'index')
     names = (*_TWO, 'x_strong_2') if 'x_strong_2' in batch else _TWO
     logits, stats = _logits_of_views(
       model, params, state.stats, batch, key, names
@@ -235,7 +235,7 @@ def ill_semi(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, *_TWO, 'labels', 'labeled', 'weight')
+    check_batch(batch, *_TWO, 'labels', 'labeled', 'weight', 'index')
     logits, stats = _logits_of_views(
       model, params, state.stats, batch, key, _TWO
     )
@@ -313,7 +313,7 @@ def ill_mixed(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, *_TWO, 'candidates', 'noisy', 'weight')
+    check_batch(batch, *_TWO, 'candidates', 'noisy', 'weight', 'index')
     logits, stats = _logits_of_views(
       model, params['net'], state.stats, batch, key, _TWO
     )
@@ -438,6 +438,7 @@ def _with_noise(
   num_classes: int,
 ) -> tuple[Model, optax.GradientTransformation]:
   """The network and a matrix beside it, each with its own optimizer."""
+  check_model(model)
 
   def init(key: Key) -> tuple[Params, Stats]:
     net, stats = model.init(key)

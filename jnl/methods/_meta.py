@@ -26,6 +26,7 @@ from jnl.base import (
   Stats,
   check,
   check_batch,
+  check_key,
   global_grad,
   global_mean,
 )
@@ -87,6 +88,7 @@ Run = Callable[[Params], Passed]
 
 def start(learners: Learners, key: Key) -> tuple[Learned, Learned]:
   """The network and the weigher before their first step."""
+  check_key(key)
   key_model, key_net = jax.random.split(key)
   params, stats = learners.model.init(key_model)
   omega, omega_stats = learners.net.init(key_net)

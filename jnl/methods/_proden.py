@@ -82,7 +82,7 @@ def proden(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    check_batch(batch, 'x', 'candidates', 'weight')
+    check_batch(batch, 'x', 'candidates', 'weight', 'index')
     candidates, weight = batch['candidates'], jnp.asarray(batch['weight'])
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight

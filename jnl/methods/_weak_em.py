@@ -19,6 +19,7 @@ from jnl.base import (
   Scalar,
   State,
   check,
+  check_batch,
   global_mean,
 )
 from jnl.steps import apply_to_bags, from_loss, mask_of
@@ -63,7 +64,8 @@ def weak_em(
     and `em`, its two terms, and `infeasible`.
 
   Raises:
-    ValueError: if a weight is negative.
+    ValueError: if a weight is negative, or at trace time if a batch lacks an
+      array.
 
   >>> from jnl.steps import linear
   >>> model = linear(2, 2)  # see `jnl.nets` for networks
@@ -87,6 +89,7 @@ def weak_em(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
+    check_batch(batch, 'x', 'weight', 'index')
     names = ['x', 'x_strong'] if 'x_strong' in batch else ['x']
     views = jnp.stack([batch[name] for name in names])
     outputs, stats = apply_to_bags(

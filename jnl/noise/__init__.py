@@ -28,7 +28,8 @@ labels, c classes and a rate r, the noise of
     PMD (PLC)     pmd(key, y, eta, kind=1, factor=1.43)
   partial labels  candidate_sets(key, y, c, q), noisy_candidate_sets
   bags            bags(key, n, num_bags, mean=10, std=1), cut_bags(order, m)
-  bags of a table bags_of_ids(group), counts_of_ids(bags, {id: count})
+  bags of a table bags_of_ids(group), counts_of_ids(bags, {id: count});
+                  of a DataFrame `jnl.data.from_table`
 """
 
 from jnl.noise._bag_sets import (

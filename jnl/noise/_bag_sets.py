@@ -1,6 +1,7 @@
 """Bags of examples, drawn or cut, and what is told of them."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,8 @@ class Bags(NamedTuple):
   Attributes:
     index: [k, m] int32, examples in [0, n); `PAD` where there is none.
     mask: [k, m] bool, where there is one.
-    ids: [k], what the bags are called, numbers or strings; None where they were
-      drawn or cut and have no names.
+    ids: [k], what the bags are called, numbers, strings or other names; None
+      where they were drawn or cut and have no names.
   """
 
   index: Array | np.ndarray  # type: ignore[assignment]  # hides tuple.index
@@ -107,16 +108,21 @@ def bags_of_ids(ids: Any) -> Bags:
   `rows_of_bags(x, bags)`, `bags.mask` and the counts are what methods train on.
 
   Args:
-    ids: [n] integers or strings.
+    ids: [n] integers, strings, or whatever else can be the key of a dict:
+      dates, truth values, a column of categories. Floating-point numbers
+      cannot.
 
   Returns:
-    `Bags` of numpy arrays, by ascending id, padded to the longest.
+    `Bags` of numpy arrays, by ascending id, padded to the longest; ids that
+    have no order come as they first appear.
 
   Raises:
-    TypeError, ValueError: if `ids` is malformed, or one is missing.
+    TypeError, ValueError: if `ids` is malformed, or one is missing, naming its
+      row.
   """
   ids = _read_ids('ids', ids)
-  names, bag, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+  names, bag = _numbered(ids)
+  sizes = np.bincount(bag)
   order = np.argsort(bag, kind='stable')
   mask = np.arange(sizes.max()) < sizes[:, None]
   index = np.full(mask.shape, PAD, np.int32)
@@ -129,23 +135,24 @@ def counts_of_ids(bags: Bags, counts: Mapping[Any, int]) -> np.ndarray:
 
   Args:
     bags: from `bags_of_ids`.
-    counts: {id: count}, a dict or a Series of integers, in any order; one of
-      each bag.
+    counts: {id: count}, a dict or a Series, in any order; one of each bag.
+      Whole numbers: a Series that had gaps holds them as 2.0.
 
   Returns:
     [k] int32.
 
   Raises:
-    TypeError: if a count is no integer.
-    ValueError: naming bags without a count, ids without an example, or a count
-      that is not between 0 and the instances of its bag.
+    TypeError: if a count is no number, or missing (NaN).
+    ValueError: naming bags without a count, with two, ids without an example,
+      or a count that is not whole, or not between 0 and the instances of its
+      bag.
 
   >>> counts_of_ids(bags_of_ids([7, 2, 7]), {2: 1, 7: 2})
   array([1, 2], dtype=int32)
   """
   check(bags.ids is not None, 'bags have no ids: they are not of bags_of_ids')
   names = np.asarray(bags.ids).tolist()
-  counts = dict(counts)
+  counts = _read_mapping(counts)
   missing = [name for name in names if name not in counts]
   check(
     not missing,
@@ -159,19 +166,26 @@ def counts_of_ids(bags: Bags, counts: Mapping[Any, int]) -> np.ndarray:
     'an empty bag says nothing',
   )
   found = np.array([counts[name] for name in names])
+  gaps = found.dtype.kind == 'f' and np.isnan(found).any()
   check(
-    np.issubdtype(found.dtype, np.integer),
+    found.dtype.kind in 'iuf' and not gaps,
     f'counts must be integers, got {found.dtype}; where some are missing '
     '(NaN), drop those bags, or give them any count and weight 0',
     TypeError,
+  )
+  off = found != np.round(found)
+  check(
+    not off.any(),
+    f'counts: {found[off.argmax()]} of bag {names[off.argmax()]!r} is no whole '
+    'number; of shares, counts are `counts_of_proportions`',
   )
   sizes = np.asarray(bags.mask).sum(1)
   off = (found < 0) | (found > sizes)
   worst = off.argmax()
   check(
     not off.any(),
-    f'counts: {found[worst]} of the {sizes[worst]} instances of bag '
-    f'{names[worst]!r}',
+    f'counts: {found[worst]:.0f} of the {sizes[worst]} instances of bag '
+    f'{names[worst]!r}; a count lies between 0 and the size of its bag',
   )
   return found.astype(np.int32)
 
@@ -182,7 +196,7 @@ def check_whole_bags(ids: Any, held_out_ids: Any) -> None:
   Its count would tell of examples that a test must not know.
 
   Args:
-    ids: [n] integers or strings, the bag of each training example.
+    ids: [n] as for `bags_of_ids`, the bag of each training example.
     held_out_ids: [h] the same, of each one that is held out.
 
   Raises:
@@ -195,7 +209,8 @@ def check_whole_bags(ids: Any, held_out_ids: Any) -> None:
     f'held_out_ids must be like ids, {ids.dtype}, got {held_out_ids.dtype}',
     TypeError,
   )
-  split = np.intersect1d(ids, held_out_ids)
+  others = set(held_out_ids.tolist())
+  split = [name for name in _numbered(ids)[0].tolist() if name in others]
   check(
     len(split) == 0,
     f'held_out_ids: {len(split)} bags are split over training and held-out '
@@ -284,16 +299,72 @@ def _read_order(order: Any) -> np.ndarray:
 
 
 def _read_ids(name: str, ids: Any) -> np.ndarray:
-  """Integers as they are, and strings, also those of a table, as numpy's."""
-  ids = np.asarray(ids)
-  if ids.dtype.kind in 'OT' and all(isinstance(i, str) for i in ids.flat):
-    ids = ids.astype(str)
+  """Integers as they are, strings as numpy's, other names as objects."""
+  values = np.asarray(ids)
+  if values.dtype.kind == 'O' and values.ndim == 1:
+    kinds = {type(value) for value in values}
+    if all(issubclass(kind, str) for kind in kinds):
+      values = values.astype(str)
+    elif all(issubclass(k, int | np.integer) and k is not bool for k in kinds):
+      values = values.astype(np.int64)
+  elif values.dtype.kind == 'T':
+    values = values.astype(str)
+  elif values.dtype.kind in 'bmM' and values.ndim == 1:
+    # As a Series gives its dates, which are then found in a dict of such.
+    values = _objects(ids if hasattr(ids, 'iloc') else values)
+  words = f'{name} must be integers or strings, none missing, or other keys'
+  check(values.dtype.kind in 'iuUO', f'{words}, got {values.dtype}', TypeError)
+  if values.dtype.kind == 'O' and values.ndim == 1:
+    for row, value in enumerate(values):
+      check(is_key(value), f'{words}, got {value!r} in row {row}', TypeError)
+  return _read_column(name, values)
+
+
+def _objects(values: Any) -> np.ndarray:
+  found = np.empty(len(values), object)
+  for i, value in enumerate(values):  # a list of tuples would be a matrix
+    found[i] = value
+  return found
+
+
+def is_key(value: Any) -> bool:
+  """Whether this can name a bag: hashable, not missing, no float.
+
+  >>> [is_key(value) for value in ('a', 7, (1, 2), 0.5, None, [])]
+  [True, True, True, False, False, False]
+  """
+  missing = value is None or type(value).__name__ in ('NAType', 'NaTType')
+  if missing or isinstance(value, float | np.floating):
+    return False
+  if isinstance(value, np.datetime64 | np.timedelta64) and np.isnat(value):
+    return False
+  return isinstance(value, Hashable)
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The different ids, and which of them each row has."""
+  if ids.dtype.kind != 'O':
+    return np.unique(ids, return_inverse=True)
+  names = list(dict.fromkeys(ids))
+  with contextlib.suppress(TypeError):  # of no order
+    names = sorted(names)
+  number = {name: i for i, name in enumerate(names)}
+  return _objects(names), np.array([number[i] for i in ids])
+
+
+def _read_mapping(counts: Any) -> dict[Any, Any]:
+  """A dict, of a dict or a Series; raises where this has an id twice."""
   check(
-    ids.dtype.kind in 'iuU',
-    f'{name} must be integers or strings, none missing, got {ids.dtype}',
+    hasattr(counts, 'items'),
+    f'counts must be {{id: count}}, a dict or a Series, got '
+    f'{type(counts).__name__}',
     TypeError,
   )
-  return _read_column(name, ids)
+  found: dict[Any, Any] = {}
+  for name, count in counts.items():
+    check(name not in found, f'counts: bag {name!r} has more than one')
+    found[name] = count
+  return found
 
 
 def _read_column(name: str, values: np.ndarray) -> np.ndarray:

@@ -1,13 +1,22 @@
 """Draws of noisy labels from a matrix, and what a draw turned out to be."""
 
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
+from jnl.base import (
+  Array,
+  Key,
+  Scalar,
+  check,
+  check_auto,
+  check_key,
+  is_concrete,
+)
 from jnl.inputs import read_rows_of_probs, read_transition
 from jnl.noise import _matrices as matrices
 from jnl.noise._inputs import (
@@ -46,7 +55,9 @@ def corrupt(key: Key, labels: ArrayLike, transition: ArrayLike) -> NoisyLabels:
     key: PRNG key.
     labels: [...] int, clean, in [0, c).
     transition: [c, c], see `jnl.inputs.read_transition`. It alone says what c
-      is: labels of fewer classes become noisy ones of all c.
+      is: labels of fewer classes become noisy ones of all c. Where that looks
+      like a mistake (all classes up to one below c - 1 are there, no later one,
+      though 20 c labels are) it warns, outside jit.
 
   Returns:
     `NoisyLabels` with labels [...] ~ transition[clean] and probs = transition.
@@ -56,15 +67,32 @@ def corrupt(key: Key, labels: ArrayLike, transition: ArrayLike) -> NoisyLabels:
   Raises:
     ValueError: if `transition` is not square, has a negative entry or a row
       that does not sum to one, or if a label is out of range (outside jit).
-    TypeError: if `labels` are not integers.
+    TypeError: if `labels` are not integers, or `key` is no key.
 
   >>> corrupt(jax.random.key(0), [0, 1, 1], 1 - jnp.eye(2)).labels.tolist()
   [1, 0, 0]
   """
+  check_key(key)
   transition = read_transition(transition)
   labels = read_labels('labels', labels, len(transition))
+  _look_at_classes(labels, len(transition))
   noisy = _draw(key, transition, labels)
   return NoisyLabels(noisy, noisy != labels, transition)
+
+
+def _look_at_classes(labels: Array, c: int) -> None:
+  """Warns if labels of fewer classes meet a matrix of c."""
+  # So few by chance, were the classes equally frequent: less than once in 1e8.
+  if labels.size < 20 * c or not is_concrete(labels):
+    return
+  present = np.bincount(np.asarray(labels).ravel(), minlength=c) > 0
+  last = np.flatnonzero(present)[-1]
+  if 1 <= last < c - 1 and present[: last + 1].all():
+    warnings.warn(
+      f'labels are of {last + 1} classes and transition of {c}: the noisy '
+      f'labels will be of all {c}',
+      stacklevel=3,
+    )
 
 
 def corrupt_each(key: Key, labels: ArrayLike, probs: ArrayLike) -> NoisyLabels:
@@ -82,8 +110,9 @@ def corrupt_each(key: Key, labels: ArrayLike, probs: ArrayLike) -> NoisyLabels:
   Raises:
     ValueError: if the rows of `probs` are not probabilities, or not one for
       each label, or if a label is out of range (outside jit).
-    TypeError: if `labels` are not integers.
+    TypeError: if `labels` are not integers, or `key` is no key.
   """
+  check_key(key)
   check_auto(probs, 'probs')
   probs = read_rows_of_probs(probs)
   labels = read_vector('labels', labels, probs.shape[1])
@@ -152,7 +181,7 @@ def fixed_count(
     ValueError: if `rate` is out of range, the rows of `replacement` are not
       probabilities, a label is out of range, or with `per_class` a class has no
       example (outside jit, where such a row of T is that of the identity).
-    TypeError: if `labels` are not integers.
+    TypeError: if `labels` are not integers, or `key` is no key.
 
   k is the integer part, as int(r n) of DivideMix and APL; an r n that is an
   integer but for rounding counts as that integer (.29 of 100 are 29), so that
@@ -165,6 +194,7 @@ def fixed_count(
   >>> int(out.flipped.sum())
   3
   """
+  check_key(key)
   replacement = read_transition(replacement, name='replacement')
   c = len(replacement)
   labels = read_labels('labels', labels, c)
@@ -241,12 +271,13 @@ def cifar10_asymmetric_in_place(
 
   Raises:
     ValueError: if `rate` or a label is out of range.
-    TypeError: if `labels` are not integers.
+    TypeError: if `labels` are not integers, or `key` is no key.
 
   Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning
   Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020, arXiv
   2007.00151: `data_loader/cifar10.py`.
   """
+  check_key(key)
   labels = read_labels('labels', labels, 10)
   check_rate('rate', rate)
   dogs = matrices.class_map([0, 1, 2, 3, 4, 3, 6, 7, 8, 9], 1)

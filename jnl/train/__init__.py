@@ -1,9 +1,10 @@
 """Training on arrays: scores, checkpoints, reports, what surrounds a method.
 
-`fit` trains a method, `fit_many` several runs of one, `compare` several methods
-side by side; `evaluate` scores a state on held-out data by a `Score`, of which
-`scores` has the usual ones. `parallel` and `place` wire a step of a loop of
-one's own to several devices. `report` writes tables, JSON lines and plots.
+`fit` trains a method, `fit_many` several runs of one, `train_each` several
+methods, and `record` and `compare` say what came of them; `evaluate` scores a
+state on held-out data by a `Score`, of which `scores` has the usual ones.
+`parallel` and `place` wire a step of a loop of one's own to several devices.
+`report` writes tables, JSON lines and plots, and `script` is for experiments.
 """
 
 from typing import TYPE_CHECKING
@@ -15,13 +16,18 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.train import scores as scores
   from jnl.train import script as script
   from jnl.train._checkpoint import open_checkpoints as open_checkpoints
+  from jnl.train._cli import OptionError as OptionError
   from jnl.train._cli import option as option
+  from jnl.train._cli import options as options
   from jnl.train._cli import parse as parse
+  from jnl.train._cli import run as run
+  from jnl.train._compare import Comparison as Comparison
   from jnl.train._compare import Trained as Trained
   from jnl.train._compare import compare as compare
-  from jnl.train._compare import curves as curves
+  from jnl.train._compare import compare_groups as compare_groups
+  from jnl.train._compare import plot as plot
+  from jnl.train._compare import record as record
   from jnl.train._compare import train_each as train_each
-  from jnl.train._compare import write_results as write_results
   from jnl.train._evaluate import evaluate as evaluate
   from jnl.train._evaluate import padded_batches as padded_batches
   from jnl.train._fit import Checkpoint as Checkpoint
@@ -41,8 +47,16 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
 
 _NAMES = {
   '_checkpoint': ('open_checkpoints',),
-  '_cli': ('option', 'parse'),
-  '_compare': ('Trained', 'compare', 'curves', 'train_each', 'write_results'),
+  '_cli': ('OptionError', 'option', 'options', 'parse', 'run'),
+  '_compare': (
+    'Comparison',
+    'Trained',
+    'compare',
+    'compare_groups',
+    'plot',
+    'record',
+    'train_each',
+  ),
   '_evaluate': ('evaluate', 'padded_batches'),
   '_fit': ('Checkpoint', 'Fit', 'fit', 'fit_many'),
   '_parallel': (

@@ -1,11 +1,66 @@
 """Command-line options from a frozen dataclass, for the experiment scripts."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 from typing import Any, TypeVar
 
+import jax
+
 C = TypeVar('C')
+
+
+class OptionError(ValueError):
+  """What an option says cannot be done."""
+
+
+@contextlib.contextmanager
+def options() -> Iterator[None]:
+  """Whatever is wrong inside is wrong with the options: `OptionError` says it.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    OptionError: for a ValueError, TypeError or OSError.
+
+  >>> with options():
+  ...   raise FileNotFoundError('no folder data')
+  Traceback (most recent call last):
+  jnl.train._cli.OptionError: no folder data
+  """
+  try:
+    yield
+  except (ValueError, TypeError, OSError) as error:
+    raise OptionError(str(error)) from error
+
+
+def run(
+  main: Callable[[C], None],
+  config: type[C],
+  description: str,
+  argv: Sequence[str] | None = None,
+) -> None:
+  """Calls a script's `main` with the options of the command line.
+
+  What `main` checks in `with options():` ends the script as any other wrong
+  option does: with the usage, one line that says why, and exit status 2. With
+  `--smoke` XLA optimizes little, since then nearly all of the time is its.
+
+  Args:
+    main: of the script.
+    config: as for `parse`, with a field `smoke`.
+    description: as for `parse`.
+    argv: as for `parse`.
+  """
+  parser = _parser(config, description)
+  given = parser.parse_args(argv)
+  jax.config.update('jax_disable_most_optimizations', given.smoke)
+  try:
+    main(config(**vars(given)))
+  except OptionError as error:
+    parser.error(str(error))
 
 
 def option(default: Any, help: str) -> Any:
@@ -27,7 +82,7 @@ def parse(
   """Reads a config from the command line.
 
   A field `batch_size: int` becomes `--batch-size`; a bool becomes a switch
-  (`--smoke`); a tuple of strings is given with commas (`--methods ce,elr`).
+  (`--smoke`); a tuple is given with commas (`--methods ce,elr --rate .2,.4`).
 
   Args:
     config: a frozen dataclass whose fields are made by `option`.
@@ -39,11 +94,16 @@ def parse(
 
   >>> @dataclasses.dataclass(frozen=True)
   ... class Config:
-  ...   rate: float = option(0.4, 'share of wrong labels')
+  ...   rate: tuple[float, ...] = option((0.4,), 'shares of wrong labels')
   ...   methods: tuple[str, ...] = option(('ce',), 'what to run')
-  >>> parse(Config, '', ['--rate', '.2', '--methods', 'ce,elr'])
-  Config(rate=0.2, methods=('ce', 'elr'))
+  >>> parse(Config, '', ['--rate', '.2,.4', '--methods', 'ce,elr'])
+  Config(rate=(0.2, 0.4), methods=('ce', 'elr'))
   """
+  return config(**vars(_parser(config, description).parse_args(argv)))
+
+
+def _parser(config: type, description: str) -> argparse.ArgumentParser:
+  """Of the options that the fields of a config are."""
   parser = argparse.ArgumentParser(
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,14 +114,29 @@ def parse(
     if field.type is bool:
       parser.add_argument(flag, action='store_true', help=help)
     else:
-      kind = _comma_list if isinstance(field.default, tuple) else field.type
+      kind: Any = field.type
+      if field.type == tuple[float, ...]:
+        kind = _floats
+      elif isinstance(field.default, tuple):
+        kind = _comma_list
       parser.add_argument(flag, type=kind, default=field.default, help=help)
-  return config(**vars(parser.parse_args(argv)))
+  return parser
 
 
 def _comma_list(text: str) -> tuple[str, ...]:
   return tuple(part.strip() for part in text.split(',') if part.strip())
 
 
+def _floats(text: str) -> tuple[float, ...]:
+  try:
+    return tuple(map(float, _comma_list(text)))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'must be numbers, with commas, got {text!r}'
+    ) from None
+
+
 def _shown(default: Any) -> str:
-  return ','.join(default) if isinstance(default, tuple) else str(default)
+  if isinstance(default, tuple):
+    return ','.join(map(str, default))
+  return str(default)

@@ -1,7 +1,8 @@
-"""Several methods on the same data: a table, a file of results, a plot.
+"""Several methods on the same data: results while they come, a table, a plot.
 
-An experiment is `train_each`, or trainings of its own kept as `Trained`; then
-`compare` for every table, and `write_results` once.
+A `Comparison` says what is compared and where it goes. Methods are trained by
+`train_each`; each is `record`ed as it ends, so that a run that is stopped
+leaves the results of the methods that were done. `compare` prints a table.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ import time
 import types
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jnl.base import check
@@ -54,46 +56,24 @@ class Trained(NamedTuple):
     history = {k: v[:, :epochs] for k, v in self.fit.history.items()}
     return self._replace(fit=self.fit._replace(history=history))
 
+  def runs(self, which: slice) -> 'Trained':
+    """The same with some of the runs, and the seconds of all."""
+    state, history, columns = jax.tree.map(
+      lambda leaf: leaf[which],
+      (self.fit.state, dict(self.fit.history), dict(self.columns)),
+    )
+    return self._replace(fit=Fit(state, history), columns=columns)
+
   def also(self, columns: Columns) -> 'Trained':
     """The same with further columns, [runs] each."""
     return self._replace(columns={**self.columns, **columns})
 
 
-def train_each(
-  methods: Iterable[str], train: Callable[[str], Fit]
-) -> dict[str, Trained]:
-  """Trains methods one after the other, and takes the time.
+class Comparison(NamedTuple):
+  """What is compared of methods, and where it goes.
 
-  Args:
-    methods: their names.
-    train: the name of a method -> its runs, by `fit_many`.
-
-  Returns:
-    What came of each, by name.
-  """
-  trained = {}
-  for name in methods:
-    start = time.perf_counter()
-    fitted = train(name)
-    trained[name] = Trained(fitted, time.perf_counter() - start)
-  return trained
-
-
-def compare(
-  trained: Mapping[str, Trained],
-  *,
-  about: Mapping[str, Any],
-  score: str = 'test_accuracy',
-  chosen_by: str = 'validation_accuracy',
-  better: Better = 'higher',
-  heads: tuple[str, str] = ('last epoch', 'best by validation'),
-  of_runs: Columns = types.MappingProxyType({}),
-  show: Mapping[str, Shown] = types.MappingProxyType({}),
-) -> list[dict[str, Any]]:
-  """Prints methods side by side, and gives the rows of their results.
-
-  Args:
-    trained: by name of the method.
+  Attributes:
+    out: the folder of the results, see `report.own_folder`.
     about: what all rows share: `experiment`, `dataset`, `setting`, and
       `metric`, the name of the score.
     score: the column of the histories that is compared.
@@ -105,82 +85,165 @@ def compare(
       the table leaves out.
     show: how a column of the methods is shown, by its name; by default under
       it, as the mean with three digits.
+    group: what the curves are kept under, and what lines begin with where there
+      is more than one comparison in a folder; without a slash.
+  """
+
+  out: report.PathLike
+  about: Mapping[str, Any]
+  score: str = 'test_accuracy'
+  chosen_by: str = 'validation_accuracy'
+  better: Better = 'higher'
+  heads: tuple[str, str] = ('last epoch', 'best by validation')
+  of_runs: Columns = types.MappingProxyType({})
+  show: Mapping[str, Shown] = types.MappingProxyType({})
+  group: str = 'runs'
+
+  def values(self, trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """The score [runs] after the last epoch, and after the chosen one."""
+    for column in (self.score, self.chosen_by):
+      check(
+        column in trained.fit.history,
+        f'the history has no {column!r}, only {sorted(trained.fit.history)}',
+      )
+    best = trained.best(self.score, self.chosen_by, self.better)
+    return trained.last(self.score), best
+
+
+SAME = ('experiment', 'dataset', 'setting', 'published', 'method', 'seed')
+"""Rows that agree in these are of the same run."""
+
+
+def train_each(
+  methods: Iterable[str],
+  train: Callable[[str], Fit],
+  done: Callable[[str, Trained], Trained] = lambda name, trained: trained,
+) -> dict[str, Trained]:
+  """Trains methods one after the other, and takes the time.
+
+  Args:
+    methods: their names.
+    train: the name of a method -> its runs, by `fit_many`.
+    done: called when a method ends, with its name and what came of it: adds
+      columns, records it, and gives it back.
 
   Returns:
-    A row for each method and run, for `write_results`: `about`, `method`,
-    `seed`, `last`, `best_val`, `seconds` and the further columns.
+    What came of each, by name.
+  """
+  trained = {}
+  for name in methods:
+    start = time.perf_counter()
+    fitted = train(name)
+    trained[name] = done(name, Trained(fitted, time.perf_counter() - start))
+  return trained
+
+
+def record(comparison: Comparison, name: str, trained: Trained) -> Trained:
+  """Writes and prints what came of a method: its rows, curves and a line.
+
+  Args:
+    comparison: what is compared, and where it goes.
+    name: of the method, without a slash.
+    trained: what came of it.
+
+  Returns:
+    `trained`, as it is.
+
+  Raises:
+    ValueError: if its history lacks a column.
+  """
+  last, best = comparison.values(trained)
+  out, group, heads = comparison.out, comparison.group, comparison.heads
+  rows = report.result_rows(
+    comparison.about,
+    name,
+    last,
+    best,
+    trained.seconds,
+    {**comparison.of_runs, **trained.columns},
+  )
+  curves = {f'{group}/{name}/{k}': v for k, v in trained.fit.history.items()}
+  report.put_curves(out, curves)
+  report.put_rows(out, rows, SAME)
+  where = '' if group == 'runs' else f'{group}, '
+  print(
+    f'{where}{name}: {report.mean_sd(last)} {heads[0]}, '
+    f'{report.mean_sd(best)} {heads[1]}, {trained.seconds:.1f} s',
+    flush=True,
+  )
+  return trained
+
+
+def compare(comparison: Comparison, trained: Mapping[str, Trained]) -> None:
+  """Prints a table of methods.
+
+  Args:
+    comparison: what is compared.
+    trained: what came of each method, by name.
 
   Raises:
     ValueError: if there is no method, or a history lacks a column.
   """
   check(len(trained) > 0, 'trained must hold at least one method')
   columns = list(dict.fromkeys(k for t in trained.values() for k in t.columns))
-  shown = {name: (name, _mean) for name in columns} | dict(show)
-  rows, lines = [], []
+  shown = {name: (name, _mean) for name in columns} | dict(comparison.show)
+  lines = []
   for name, one in trained.items():
-    for column in (score, chosen_by):
-      check(
-        column in one.fit.history,
-        f'the history of {name} has no {column!r}, only '
-        f'{sorted(one.fit.history)}',
-      )
-    last, best = one.last(score), one.best(score, chosen_by, better)
-    further = {**of_runs, **one.columns}
-    rows += report.result_rows(about, name, last, best, one.seconds, further)
     own = [
       shown[k][1](one.columns[k]) if k in one.columns else '' for k in columns
     ]
-    headline = [report.mean_sd(last), report.mean_sd(best)]
+    headline = [report.mean_sd(v) for v in comparison.values(one)]
     lines.append([name, *headline, *own, f'{one.seconds:.1f}'])
-  header = ['method', *heads, *(shown[k][0] for k in columns), 'seconds']
-  print(report.table(header, lines))
-  return rows
+  heads = (*comparison.heads, *(shown[k][0] for k in columns))
+  print('\n' + report.table(['method', *heads, 'seconds'], lines))
+
+
+def compare_groups(
+  comparisons: Sequence[Comparison],
+  trained: Sequence[Mapping[str, Trained]],
+) -> None:
+  """Prints a table of methods with a column for each of several comparisons.
+
+  Args:
+    comparisons: what is compared; their `group`s are the heads.
+    trained: for each what came of the methods, by name.
+  """
+  lines = []
+  for name in trained[0]:
+    cells = []
+    for comparison, own in zip(comparisons, trained, strict=True):
+      last, best = comparison.values(own[name])
+      cells.append(f'{report.mean_sd(last)} ({100 * best.mean():.1f})')
+    lines.append([name, *cells, f'{trained[0][name].seconds:.1f}'])
+  at_last, at_best = comparisons[0].heads
+  print(f'\n{at_last} ({at_best})\n')
+  heads = [one.group for one in comparisons]
+  print(report.table(['method', *heads, 'seconds'], lines))
+
+
+def plot(
+  comparison: Comparison,
+  title: str,
+  ylabel: str,
+  file: str = 'accuracy.png',
+) -> None:
+  """Draws the score of all methods after every epoch.
+
+  Args:
+    comparison: what is compared, and where it goes.
+    title: of the plot.
+    ylabel: what the score is.
+    file: the name of the PNG.
+  """
+  report.put_plot(
+    comparison.out,
+    file,
+    group=comparison.group,
+    column=comparison.score,
+    title=title,
+    ylabel=ylabel,
+  )
 
 
 def _mean(values: np.ndarray) -> str:
   return f'{np.mean(values):.3f}'
-
-
-def curves(
-  trained: Mapping[str, Trained], score: str = 'test_accuracy'
-) -> dict[str, np.ndarray]:
-  """A column of the histories, [runs, epochs] by name, for `write_results`.
-
-  Args:
-    trained: fits by the name of their method.
-    score: the column of `history`.
-
-  Returns:
-    [runs, epochs] by name.
-  """
-  return {name: one.fit.history[score] for name, one in trained.items()}
-
-
-def write_results(
-  out: report.PathLike,
-  rows: Iterable[Mapping[str, Any]],
-  curves: Mapping[str, np.ndarray],
-  *,
-  title: str,
-  ylabel: str,
-  plot: str = 'accuracy.png',
-  x: Sequence[float] | None = None,
-  xlabel: str = 'epoch',
-) -> None:
-  """Writes `results.jsonl` and a plot, and says so.
-
-  Args:
-    out: the folder.
-    rows: of one or several calls of `compare`.
-    curves: [runs, points], by name.
-    title: of the plot.
-    ylabel: what the curves show.
-    plot: the name of the file.
-    x: as for `report.plot_curves`.
-    xlabel: as for `report.plot_curves`.
-  """
-  report.write_jsonl(f'{out}/results.jsonl', rows)
-  report.plot_curves(
-    f'{out}/{plot}', curves, title=title, ylabel=ylabel, x=x, xlabel=xlabel
-  )
-  print(f'\nwrote results.jsonl and {plot} to {out}')

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import pathlib
+import sys
+import time
 import types
 from typing import Any, NamedTuple
 import warnings
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.base import Batch, Key, Method, State, check
+from jnl.base import Batch, Key, Method, State, check, check_key
 from jnl.data._batches import PerRun, of_run
 from jnl.data._stream import check_main_guard
 from jnl.train import _program as programs
@@ -30,6 +32,9 @@ from jnl.train._score import Score
 from jnl.train.report import PathLike, Row, append_jsonl, plain
 
 Log = PathLike | Callable[[Row], None]
+
+SECONDS_BETWEEN_LINES = 30
+"""Of progress, where there is no terminal for a bar."""
 
 
 class Checkpoint(NamedTuple):
@@ -94,7 +99,8 @@ def fit(
   """Trains a method on arrays in memory.
 
   Args:
-    method: what to train.
+    method: what to train. A further call with the same object and arrays of the
+      same shapes compiles nothing.
     data: arrays [n, ...], named as in the method's batches (`x`, `labels`).
       `weight` [n] is optional; rows of weight 0 may have any label. Each device
       is sent its part from the host.
@@ -130,6 +136,7 @@ def fit(
     log: a file that gets a JSON line after every epoch, or a function that gets
       the row, such as that of `report.tensorboard`.
     label: the name of the method, on the progress bar and in checkpoints.
+      Without a terminal a line on standard error says every 30 s how far it is.
 
   Returns:
     The last state and the history, [epochs] each.
@@ -140,9 +147,15 @@ def fit(
     OSError: if a checkpoint cannot be written; the last good one is kept.
   """
   check_main_guard()
-  _check_key(key, 'key', 0)
+  check_key(key, 'key', 0)
   _check_checkpoint(checkpoint)
   held_out = held_out or {}
+  check(
+    stream is None or isinstance(stream, int),
+    f'stream must be a number of workers, or 0 for a thread, got {stream!r} '
+    '(further examples go to streams=)',
+    TypeError,
+  )
   plan = make_plan(
     method,
     data,
@@ -219,7 +232,7 @@ def fit_many(
     ValueError, TypeError, OSError: as for `fit`.
   """
   check_main_guard()
-  _check_key(keys, 'keys', 1)
+  check_key(keys, 'keys', 1)
   _check_checkpoint(checkpoint)
   held_out, runs = held_out or {}, len(keys)
   plan = make_plan(
@@ -593,34 +606,39 @@ def _outlets(
     if callable(log)
     else append_jsonl(log, known=known)
   )
-  with rows as write:
-    try:
-      from tqdm import tqdm
-    except ImportError:  # it belongs to the extra `experiments`
-      yield write, lambda steps: None
-      return
-    # disable=None: quiet unless standard error is a terminal.
-    with tqdm(total=steps, desc=label, unit='step', disable=None) as bar:
-      yield write, lambda steps: (bar.update(steps), None)[1]
+  with rows as write, _progress(label, steps) as advance:
+    yield write, advance
+
+
+@contextlib.contextmanager
+def _progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
+  """Gives a function that is told of steps: a bar, or a line now and then."""
+  try:
+    from tqdm import tqdm
+  except ImportError:  # it belongs to the extra `experiments`
+    tqdm = None
+  if tqdm is not None and sys.stderr.isatty():
+    with tqdm(total=steps, desc=label, unit='step', leave=False) as bar:
+      yield lambda more: (bar.update(more), None)[1]
+    return
+  start = said = time.monotonic()
+  done = 0
+
+  def advance(more: int) -> None:
+    nonlocal done, said
+    done, now = done + more, time.monotonic()
+    if now - said >= SECONDS_BETWEEN_LINES:
+      said = now
+      print(
+        f'{label}: {done} of {steps} steps, {now - start:.0f} s',
+        file=sys.stderr,
+        flush=True,
+      )
+
+  yield advance
 
 
 # --- checks ------------------------------------------------------------------
-
-
-def _check_key(key: Any, argument: str, ndim: int) -> None:
-  """Raises unless this is a key, or [runs] keys; old ones are `uint32`."""
-  dtype = getattr(key, 'dtype', None)
-  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-  example = 'jax.random.key(0)'
-  if ndim:
-    example = f'jax.random.split({example}, 5)'
-  check(
-    (typed and key.ndim == ndim)
-    or (dtype == 'uint32' and key.ndim == ndim + 1),
-    f'{argument} must be made by jax.random, such as {example}; got '
-    + (f'{dtype} of shape {key.shape}' if hasattr(key, 'shape') else repr(key)),
-    TypeError,
-  )
 
 
 def _check_checkpoint(checkpoint: Any) -> None:

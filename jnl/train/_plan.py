@@ -178,6 +178,7 @@ def make_plan(
     ValueError, TypeError: naming the argument.
   """
   check(epochs >= 1, f'epochs must be at least 1, got {epochs}')
+  _check_kinds(method, held_out)
   _check_streams(streams)
   _check_scores(scores, held_out)
   sets = {'data': data}
@@ -221,6 +222,28 @@ def _columns(
       held_out,
     )
   return columns
+
+
+def _check_kinds(method: Any, held_out: Any) -> None:
+  check(
+    isinstance(method, Method),
+    'method must be a jnl.Method, as methods.elr(model, ...) gives it, got '
+    f'{getattr(method, "__name__", type(method).__name__)}',
+    TypeError,
+  )
+  check(
+    isinstance(held_out, Mapping),
+    "held_out must be a dict of sets, {'test': {'x': ..., 'labels': ...}}, got "
+    f'{type(held_out).__name__}',
+    TypeError,
+  )
+  for name, arrays in held_out.items():
+    check(
+      isinstance(arrays, Mapping),
+      f"held_out[{name!r}] must be a dict of arrays, {{'x': ..., 'labels': "
+      f'...}}, got {type(arrays).__name__}',
+      TypeError,
+    )
 
 
 def _check_streams(streams: Any) -> None:
@@ -312,7 +335,7 @@ def _source(stream: Stream, shards: int | None, name: str) -> Source:
 
 def _first_run(arrays: Arrays, argument: str, runs: int | None) -> Arrays:
   """The arrays of one run; raises unless all are arrays, of so many runs."""
-  if runs is None:
+  if runs is None or not isinstance(arrays, Mapping):
     check_numbers(arrays, argument)
     return arrays
   own = {k: v for k, v in dict(arrays).items() if isinstance(v, PerRun)}

@@ -8,6 +8,7 @@ Steps follow each other in one compiled loop on accelerators, and in Python on
 CPU, where XLA runs a convolution inside a loop an order of magnitude slower.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import math
@@ -304,6 +305,42 @@ class HeldOut(NamedTuple):
 Compiled = Callable[..., Callable]
 """`(f, axes of runs, out shardings, donated) -> f of a plan, compiled`."""
 
+KEPT = 16
+"""Programs that are kept, for trainings that differ in values alone."""
+_kept: collections.OrderedDict[Any, Program] = collections.OrderedDict()
+
+
+def _keeping(
+  plan: Plan, rest: tuple, build: Callable[[Plan], Program]
+) -> Program:
+  """A program for this method and these shapes: that of before, or a new one.
+
+  Two plans whose method, augmentations and scores are the same functions, and
+  whose arrays have the same shapes, have one program. So a sweep compiles once.
+  """
+  shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), plan.batches)
+  augments = tuple(source.augment for source in plan.sources.values())
+  sizes = tuple((s.n, s.shards, s.batch_size) for s in plan.sources.values())
+  key = (
+    plan.method,
+    augments,
+    sizes,
+    repr(shapes),
+    tuple(plan.scores.items()),
+    jax.dtypes.canonicalize_dtype(np.float64),
+    rest,
+  )
+  try:
+    hash(key)
+  except TypeError:  # a function that cannot be compared
+    return build(plan)
+  if key not in _kept:
+    _kept[key] = build(plan._replace(traced=None))
+  _kept.move_to_end(key)
+  while len(_kept) > KEPT:
+    _kept.popitem(last=False)
+  return _kept[key]._replace(plan=plan)
+
 
 def compile_one(
   plan: Plan,
@@ -324,6 +361,17 @@ def compile_one(
     The program.
   """
   devices = list(jax.devices() if devices is None else devices)
+  loop = 'python' if how == 'pmap' else loop or _default_loop()
+  return _keeping(
+    plan,
+    (how, tuple(devices), loop),
+    functools.partial(_one, how=how, devices=devices, loop=loop),
+  )
+
+
+def _one(
+  plan: Plan, how: How, devices: Sequence[jax.Device], loop: Loop
+) -> Program:
   shards = math.gcd(*(source.shards for source in plan.sources.values()))
   used = max(d for d in range(1, len(devices) + 1) if shards % d == 0)
   mesh = data_mesh(devices[:used])
@@ -353,7 +401,6 @@ def compile_one(
     known=functools.partial(jax.device_put, device=whole),
     multiple=used,
   )
-  loop = 'python' if how == 'pmap' else loop or _default_loop()
   return _program(plan, compiled, own_step, where, loop, used)
 
 
@@ -381,6 +428,24 @@ def compile_many(
     The program.
   """
   devices = list(jax.devices() if devices is None else devices)
+  axes = tuple((k, tuple(v.items())) for k, v in per_run.items())
+  loop = loop or _default_loop()
+  return _keeping(
+    plan,
+    (runs, axes, tuple(devices), loop),
+    functools.partial(
+      _many, runs=runs, per_run=per_run, devices=devices, loop=loop
+    ),
+  )
+
+
+def _many(
+  plan: Plan,
+  runs: int,
+  per_run: Mapping[str, Mapping[str, bool]],
+  devices: Sequence[jax.Device],
+  loop: Loop,
+) -> Program:
   each = -(-runs // len(devices))
   used = -(-runs // each)
   mesh = jax.make_mesh(
@@ -414,9 +479,7 @@ def compile_many(
     per_run=per_run,
     added=added,
   )
-  return _program(
-    plan, compiled, own_step, where, loop or _default_loop(), used
-  )
+  return _program(plan, compiled, own_step, where, loop, used)
 
 
 def _default_loop() -> Loop:

@@ -1,18 +1,33 @@
-"""What comes out of an experiment: JSON lines, a table, plots."""
+"""What comes out of an experiment: JSON lines, curves, a table, plots.
+
+A folder of results has `results.jsonl`, a row for each method and run;
+`curves.npz`, every column of every history, as `GROUP/METHOD/COLUMN` [runs,
+epochs]; and `plots.json`, which says what is drawn of them. So plots can be
+drawn again from the files alone, also where a run was stopped:
+
+  python -m jnl.train.report results/noisy_labels
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
+from jnl.base import check
+
 PathLike = str | pathlib.Path
 Row = Mapping[str, Any]
+
+RESULTS, CURVES, PLOTS = 'results.jsonl', 'curves.npz', 'plots.json'
+"""The files of a folder of results, beside the plots."""
 
 
 def plain(value: Any) -> Any:
@@ -76,6 +91,146 @@ def result_rows(
     }
     for r in range(len(last))
   ]
+
+
+def own_folder(out: PathLike, resume: bool = False) -> str:
+  """The folder for the results of a new run: `out`, or `out-2` and so on.
+
+  A folder that holds files, or checkpoints, belongs to another run. Then a
+  number is added, and a line says so.
+
+  Args:
+    out: the folder that was asked for; it is made.
+    resume: go on in it, whatever it holds.
+
+  Returns:
+    The folder.
+
+  Raises:
+    OSError: naming `out`, if the folder cannot be written.
+  """
+  out = pathlib.Path(out)
+  numbered = (out.with_name(f'{out.name}-{i}') for i in itertools.count(2))
+  for folder in itertools.chain([out], numbered):
+    if resume or not _is_taken(folder):
+      break
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise OSError(
+      f'out is {str(folder)!r}, where nothing can be written: {error}'
+    ) from error
+  if folder != out:
+    print(f'{out} holds the results of another run; these go to {folder}')
+  return str(folder)
+
+
+def _is_taken(folder: pathlib.Path) -> bool:
+  """Whether there are files, or checkpoints."""
+  if not folder.is_dir():
+    return folder.exists()
+  return any(
+    inner.is_file() or inner.name == 'checkpoints' for inner in folder.iterdir()
+  )
+
+
+def put_rows(
+  folder: PathLike, rows: Sequence[Row], same: Sequence[str]
+) -> None:
+  """Adds rows to `results.jsonl`, at once and whole.
+
+  Args:
+    folder: of the results.
+    rows: to add.
+    same: names of fields; an older row that agrees in them with a new one is
+      dropped, so that a run that goes on after a crash has each row once.
+  """
+  path = pathlib.Path(folder) / RESULTS
+  key = lambda row: json.dumps([plain(row.get(name)) for name in same])
+  new = {key(row) for row in rows}
+  old = map(_parsed, path.open()) if path.exists() else ()
+  kept = [row for row in old if row is not None and key(row) not in new]
+  write_jsonl(path, [*kept, *rows])
+
+
+def put_curves(folder: PathLike, curves: Mapping[str, np.ndarray]) -> None:
+  """Adds arrays to `curves.npz`, in place of those of the same names.
+
+  Args:
+    folder: of the results.
+    curves: [runs, points] by `GROUP/METHOD/COLUMN`.
+  """
+  path = pathlib.Path(folder) / CURVES
+  whole: Any = {**get_curves(folder), **curves} if path.exists() else curves
+  with replacing(path) as partial:
+    np.savez_compressed(partial, **whole)
+
+
+def get_curves(folder: PathLike) -> dict[str, np.ndarray]:
+  """The arrays of `curves.npz`, [runs, points] by `GROUP/METHOD/COLUMN`."""
+  with np.load(pathlib.Path(folder) / CURVES) as file:
+    return {name: file[name] for name in file.files}
+
+
+def put_plot(folder: PathLike, plot: str, **options: Any) -> None:
+  """Says in `plots.json` that there is a plot, and draws it.
+
+  Args:
+    folder: of the results.
+    plot: the name of its PNG.
+    **options: `group` and `column` of the curves, and what else `plot_curves`
+      takes; with `kind='quantiles'` what `plot_quantiles` takes, of all columns
+      that begin with `column`.
+  """
+  path = pathlib.Path(folder) / PLOTS
+  plots = json.loads(path.read_text()) if path.exists() else {}
+  with replacing(path) as partial:
+    partial.write_text(json.dumps({**plots, plot: options}, indent=1) + '\n')
+  _draw(folder, plot, options, get_curves(folder))
+
+
+def redraw(folder: PathLike) -> list[str]:
+  """Draws all plots of `plots.json` again, and gives their names.
+
+  Args:
+    folder: of the results.
+
+  Returns:
+    The names of the PNGs.
+
+  Raises:
+    ValueError: if the folder has no `plots.json` or no `curves.npz`.
+  """
+  folder = pathlib.Path(folder)
+  for name in (PLOTS, CURVES):
+    check((folder / name).exists(), f'folder {folder} has no {name}')
+  plots, curves = json.loads((folder / PLOTS).read_text()), get_curves(folder)
+  for plot, options in plots.items():
+    _draw(folder, plot, options, curves)
+  return list(plots)
+
+
+def _draw(
+  folder: PathLike,
+  plot: str,
+  options: Mapping[str, Any],
+  curves: Mapping[str, np.ndarray],
+) -> None:
+  rest = dict(options)
+  kind = rest.pop('kind', 'curves')
+  draw: Callable = plot_curves if kind == 'curves' else plot_quantiles
+  group, column = rest.pop('group'), rest.pop('column')
+  own: dict[str, Any] = {}
+  for name, values in curves.items():
+    in_group, method, in_column = name.split('/', 2)
+    if in_group == group and in_column.startswith(column):
+      own.setdefault(method, {})[in_column.removeprefix(column)] = values
+  if kind == 'curves':
+    own = {name: found[''] for name, found in own.items() if '' in found}
+  if own:
+    draw(pathlib.Path(folder) / plot, own, **rest)
 
 
 def write_jsonl(path: PathLike, rows: Iterable[Row]) -> None:
@@ -190,6 +345,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
+DASHES = ('-', '--', ':', '-.')
+
+
 def plot_curves(
   path: PathLike,
   curves: Mapping[str, np.ndarray],
@@ -198,50 +356,141 @@ def plot_curves(
   ylabel: str,
   x: Sequence[float] | None = None,
   xlabel: str = 'epoch',
+  scale: str = 'linear',
 ) -> None:
   """Plots each curve [runs, points] as its mean and the range of its runs.
 
+  Shares are drawn in percent, as tables have them. Ranges are drawn of at most
+  five curves; the legend has the order of the last values.
+
   Args:
     path: of the PNG.
-    curves: by name.
+    curves: by name; values in [0, 1] are shares.
     title: above.
     ylabel: of what the curves show.
-    x: [points], on a logarithmic axis; by default epochs, 1, 2, ...
+    x: [points]; by default epochs, 1, 2, ...
     xlabel: of these.
+    scale: of x: 'linear', or 'log' to the base 2.
   """
-  import matplotlib  # slow to import
+  from matplotlib.figure import Figure  # slow to import
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  many = len(curves) > 10
-  figure, axes = plt.subplots(figsize=(9 if many else 7, 4.2))
-  if many:
-    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'](range(20)))
-  for name, values in curves.items():
-    places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
-    marker = '' if x is None else 'o'
-    (line,) = axes.plot(places, values.mean(0), label=name, marker=marker)
-    axes.fill_between(
-      places, values.min(0), values.max(0), color=line.get_color(), alpha=0.15
-    )
-  axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+  flat = np.concatenate([np.ravel(values) for values in curves.values()])
+  finite = flat[np.isfinite(flat)]
+  shares = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
+  figure = Figure((9 if len(curves) > 10 else 7, 4.2))
+  axes = figure.subplots()
+  lines = _draw_curves(axes, curves, 100 if shares else 1, x)
+  axes.set(
+    title=title, xlabel=xlabel, ylabel=f'{ylabel}, %' if shares else ylabel
+  )
   if x is None:
     axes.margins(x=0)
+    _whole_epochs(axes)
   else:
-    axes.set_xscale('log', base=2)
+    if scale == 'log':
+      axes.set_xscale('log', base=2)
     axes.set_xticks(x, [f'{place:g}' for place in x])
   axes.grid(alpha=0.3)
+  # In the order of the curves at the right edge; what is no number comes last.
+  last = {name: np.mean(values[:, -1]) for name, values in curves.items()}
+  order = sorted(curves, key=lambda k: np.nan_to_num(-last[k], nan=np.inf))
   axes.legend(
+    [lines[name] for name in order],
+    order,
     loc='center left',
     bbox_to_anchor=(1, 0.5),
     ncols=-(-len(curves) // 18),
     fontsize='small',
     frameon=False,
+    handlelength=3,
   )
+  _save(path, figure)
+
+
+def _draw_curves(
+  axes: Any,
+  curves: Mapping[str, np.ndarray],
+  unit: float,
+  x: Sequence[float] | None,
+) -> dict[str, Any]:
+  """The line of each, which also differ by dashes; ranges if they are few."""
+  from matplotlib import colormaps
+
+  cycle, lines = colormaps['tab20' if len(curves) > 10 else 'tab10'], {}
+  for i, (name, values) in enumerate(curves.items()):
+    places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+    shown, color = unit * np.asarray(values), cycle(i % cycle.N)
+    (lines[name],) = axes.plot(
+      places,
+      shown.mean(0),
+      color=color,
+      linestyle=DASHES[i % len(DASHES)],
+      marker='' if len(places) > 1 and x is None else 'o',
+      markersize=4,
+    )
+    if len(curves) <= 5:
+      low, high = shown.min(0), shown.max(0)
+      axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+  return lines
+
+
+def _whole_epochs(axes: Any) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _save(path: PathLike, figure: Any) -> None:
   with replacing(path) as partial:
     figure.savefig(partial, dpi=150, bbox_inches='tight')
-  plt.close(figure)
+
+
+def plot_quantiles(
+  path: PathLike,
+  panels: Mapping[str, Mapping[str, np.ndarray]],
+  *,
+  kinds: Sequence[str],
+  title: str,
+  ylabel: str,
+) -> None:
+  """Plots quantiles over the epochs: a panel for each method, bands by kind.
+
+  Args:
+    path: of the PNG.
+    panels: by method, then `KIND_0` to `KIND_4`, quantiles [runs, epochs] from
+      the lowest to the highest, of which the third is a line.
+    kinds: what there are quantiles of.
+    title: above.
+    ylabel: of what the quantiles are.
+  """
+  from matplotlib.figure import Figure  # slow to import
+
+  width = 1.2 + 3 * len(panels)
+  figure = Figure((width, 3.4), layout='constrained')
+  drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axes, (name, columns) in zip(drawn, panels.items(), strict=True):
+    for i, kind in enumerate(kinds):
+      low, below, middle, above, high = (
+        np.mean(columns[f'{kind}_{k}'], axis=0) for k in range(5)
+      )
+      epochs, color = np.arange(1, len(middle) + 1), ('C0', 'C3', 'C2')[i % 3]
+      axes.plot(
+        epochs, middle, color=color, linestyle=DASHES[i % 2], label=kind
+      )
+      for band in ((low, high), (below, above)):
+        axes.fill_between(epochs, *band, color=color, alpha=0.15, linewidth=0)
+    axes.set(title=name, xlabel='epoch', xmargin=0)
+    _whole_epochs(axes)
+    axes.grid(alpha=0.3)
+  drawn[0].set_ylabel(ylabel)
+  figure.legend(
+    *drawn[0].get_legend_handles_labels(),
+    loc='outside right center',
+    fontsize='small',
+    frameon=False,
+  )
+  figure.suptitle(title)
+  _save(path, figure)
 
 
 def plot_bars(
@@ -253,12 +502,10 @@ def plot_bars(
   xlabel: str,
 ) -> None:
   """Plots a horizontal bar for each value, in one color for each kind."""
-  import matplotlib  # slow to import
+  from matplotlib.figure import Figure  # slow to import
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  figure, axes = plt.subplots(figsize=(7, 0.8 + 0.24 * len(bars)))
+  figure = Figure((7, 0.8 + 0.24 * len(bars)))
+  axes = figure.subplots()
   names = list(bars)
   for kind in dict.fromkeys(kinds):
     own = [name for name, k in zip(names, kinds, strict=True) if k == kind]
@@ -271,6 +518,14 @@ def plot_bars(
   axes.set(title=title, xlabel=xlabel)
   axes.margins(x=0.1, y=0.01)
   axes.legend(fontsize='small', frameon=False)
-  with replacing(path) as partial:
-    figure.savefig(partial, dpi=150, bbox_inches='tight')
-  plt.close(figure)
+  _save(path, figure)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 2:
+    sys.exit('usage: python -m jnl.train.report FOLDER ...')
+  for given in sys.argv[1:]:
+    try:
+      print(f'{given}: drew {", ".join(redraw(given))}')
+    except ValueError as error:
+      sys.exit(f'error: {error}')

@@ -4,8 +4,10 @@ A script has `class Config(script.Common)`, whose further fields are its own
 options, and says in `main` what is done with them.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import importlib.util
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jnl import nets, noise
 from jnl.base import Model, check, check_name
 from jnl.data import Dataset, Examples, PerRun, augment, load
 from jnl.meta import first_adam
+from jnl.train import report
 from jnl.train._cli import option
 from jnl.train._fit import Checkpoint
 
@@ -35,7 +38,12 @@ class Common:
   data_dir: str = option('', 'folder of local files, see jnl.data.load')
   net: str = option('mlp', 'network: mlp or another name of nets.build')
   seeds: int = option(5, 'runs, each with labels of its own')
-  out: str = option('results', 'folder for what comes out')
+  out: str = option(
+    'results', 'folder for what comes out; one that is taken gets a number'
+  )
+  tensorboard: bool = option(
+    False, 'curves for TensorBoard, in out/tensorboard'
+  )
   smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs')
 
 
@@ -102,9 +110,56 @@ def check_common(config: Common, methods: Collection[str]) -> None:
     check_name('method', method, methods)
   if config.net:
     nets.build(config.net, 2)
+  check(
+    not config.tensorboard or importlib.util.find_spec('tensorboard'),
+    'tensorboard needs the package: pip install tensorboard',
+  )
   check(config.seeds >= 1, f'seeds must be at least 1, got {config.seeds}')
   every = config.checkpoint_every if isinstance(config, Resumable) else 0
   check(every >= 0, f'checkpoint-every must not be negative, got {every}')
+
+
+def listing(methods: Mapping[str, Any], title: str = 'methods') -> str:
+  """Lines for `--help` that say what each method is.
+
+  Args:
+    methods: by name, a line, or a function whose docstring begins with one.
+    title: above them.
+
+  Returns:
+    The lines, after an empty one.
+
+  >>> print(listing({'ce': 'cross-entropy', 'abs': abs}))
+  <BLANKLINE>
+  methods:
+    ce   cross-entropy
+    abs  Return the absolute value of the argument
+  """
+  width = max(map(len, methods))
+  lines = [f'{title}:']
+  for name, said in methods.items():
+    line = said if isinstance(said, str) else (said.__doc__ or '')
+    line = line.strip().partition('\n')[0].rstrip('.')
+    lines.append(f'  {name:<{width}}  {line}')
+  return '\n' + '\n'.join(lines)
+
+
+@contextlib.contextmanager
+def logging(config: Common, name: str) -> Iterator[Callable | None]:
+  """Gives the `log` of `fit` for a method: TensorBoard's, if it is asked for.
+
+  Args:
+    config: of the script.
+    name: of the method.
+
+  Yields:
+    The function, or None.
+  """
+  if not config.tensorboard:
+    yield None
+    return
+  with report.tensorboard(f'{config.out}/tensorboard/{name}') as write:
+    yield write
 
 
 def numbers(name: str, values: Sequence[str], least: int = 0) -> list[int]:

@@ -399,11 +399,3 @@ def test_foreign_batch_statistics_leave_out_what_is_masked(kind):
   assert_close(found, expected, rtol=1e-5)
   with pytest.raises(AssertionError):
     assert_close(every, expected, rtol=1e-2)
-
-
-def test_a_network_must_return_outputs():
-  bare = from_linen(
-    ForeignLinen(), (4,), call=lambda m, x, keys, train: m(x, train=train)
-  )
-  with pytest.raises(TypeError, match='Outputs'):
-    shapes_of(bare, np.ones((1, 4), np.float32))

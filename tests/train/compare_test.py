@@ -1,18 +1,22 @@
-"""Tables and rows of trained methods; a plot labeled by what it shows."""
+"""Results while they come: rows, curves, a line, tables, plots from files."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from jnl.train import (
+  Comparison,
   Fit,
   Trained,
   compare,
-  curves,
+  compare_groups,
+  plot,
+  record,
   report,
   train_each,
-  write_results,
 )
 
 ABOUT = {'experiment': 'e', 'dataset': 'd', 'setting': {}, 'metric': 'AUC'}
@@ -27,10 +31,10 @@ def trained(scale=1.0, **columns):
   return Trained(Fit(None, history), 1.25, columns)
 
 
-def of_auc(methods, **options):
-  return compare(
-    methods,
-    about=ABOUT,
+def of_auc(out='', **options):
+  return Comparison(
+    out,
+    ABOUT,
     score='test_auc',
     chosen_by='validation_loss',
     better='lower',
@@ -39,65 +43,106 @@ def of_auc(methods, **options):
   )
 
 
-def test_a_table_and_rows_of_the_runs(capsys):
+def rows_of(out):
+  return [json.loads(row) for row in (out / 'results.jsonl').open()]
+
+
+def test_a_table_of_the_runs(capsys):
   methods = {
     'a': trained(rest=np.array([True, False])),
     'b': trained(0.5).also({'f1': np.array([0.5, 0.25])}),
   }
   show = {'rest': ('at rest', lambda v: f'{v.mean():.1f}')}
-  wrong = np.array([0.3, 0.4])
-  rows = of_auc(methods, of_runs={'wrong': wrong}, show=show)
+  compare(of_auc(show=show), methods)
   assert capsys.readouterr().out.splitlines() == [
+    '',
     '| method | AUC, last    | AUC, best    | at rest | f1    | seconds |',
     '|--------|--------------|--------------|---------|-------|---------|',
     '| a      | 60.0 +- 28.3 | 60.0 +- 42.4 | 0.5     |       | 1.2     |',
     '| b      | 30.0 +- 14.1 | 30.0 +- 21.2 |         | 0.375 | 1.2     |',
   ]
-  assert rows[1] == {
+  halves = [of_auc(group='x'), of_auc(group='y')]
+  compare_groups(halves, [methods, {k: trained() for k in methods}])
+  assert '| b      | 30.0 +- 14.1 (30.0) | 60.0' in capsys.readouterr().out
+
+
+def test_each_method_is_recorded_when_it_ends(tmp_path, capsys):
+  """So a run that is stopped leaves what was done."""
+  comparison = of_auc(tmp_path, of_runs={'wrong': np.array([0.3, 0.4])})
+
+  def done(name, one):
+    return record(comparison, name, one.also({'f1': np.array([0.5, 0.25])}))
+
+  def train(name):
+    if name == 'c':
+      assert [row['method'] for row in rows_of(tmp_path)] == [
+        'a',
+        'a',
+        'b',
+        'b',
+      ]
+      raise KeyboardInterrupt
+    return trained(0.5 if name == 'b' else 1.0).fit
+
+  with pytest.raises(KeyboardInterrupt):
+    train_each(['a', 'b', 'c'], train, done)
+  out = capsys.readouterr().out.splitlines()
+  assert out[1].startswith('b: 30.0 +- 14.1 AUC, last, 30.0 +- 21.2 AUC, best')
+  found = rows_of(tmp_path)
+  del found[1]['seconds']
+  assert found[1] == {
     **ABOUT, 'method': 'a', 'seed': 1, 'last': 0.8, 'best_val': 0.3,
-    'seconds': 1.25, 'wrong': 0.4, 'rest': False,
+    'wrong': 0.4, 'f1': 0.25,
   }  # fmt: skip
-  assert [row['method'] for row in rows] == ['a', 'a', 'b', 'b']
-  assert rows[2]['f1'] == 0.5
-  assert 'rest' not in rows[2]
+  # A run that goes on has each row once, and the new one.
+  record(comparison, 'a', trained(0.1))
+  assert [row['method'] for row in rows_of(tmp_path)] == ['b', 'b', 'a', 'a']
+  assert rows_of(tmp_path)[3]['last'] == pytest.approx(0.08)
+
+  # Plots are drawn again from the files alone.
+  plot(comparison, 'title', 'test AUC', 'auc.png')
+  (tmp_path / 'auc.png').unlink()
+  command = [sys.executable, '-m', 'jnl.train.report', tmp_path]
+  said = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert said.stdout == f'{tmp_path}: drew auc.png\n'
+  assert (tmp_path / 'auc.png').read_bytes().startswith(b'\x89PNG')
+  curves = report.get_curves(tmp_path)
+  assert set(curves) == {
+    f'runs/{method}/{column}'
+    for method in 'ab'
+    for column in ('test_auc', 'validation_loss')
+  }
+  with pytest.raises(ValueError, match=r'has no plots\.json'):
+    report.redraw(tmp_path / 'nothing')
 
 
-def test_the_first_epochs_alone():
-  rows = of_auc({'a': trained().until(1)})
-  assert [(row['last'], row['best_val']) for row in rows] == [
-    (0.2, 0.2),
-    (0.3, 0.3),
-  ]
+def test_some_runs_and_some_epochs():
+  one = trained(f1=np.array([0.5, 0.25])).runs(slice(1, 2))
+  assert one.fit.history['test_auc'].tolist() == [[0.3, 0.5, 0.8]]
+  assert one.columns['f1'].tolist() == [0.25]
+  last, best = of_auc().values(trained().until(1))
+  assert (last.tolist(), best.tolist()) == ([0.2, 0.3], [0.2, 0.3])
 
 
 def test_what_is_missing_is_named():
-  with pytest.raises(ValueError, match=r"of a has no 'test_accuracy', only"):
-    compare({'a': trained()}, about=ABOUT)
+  with pytest.raises(ValueError, match=r"no 'test_accuracy', only \['test_auc"):
+    compare(Comparison('', ABOUT), {'a': trained()})
   with pytest.raises(ValueError, match='at least one method'):
-    of_auc({})
+    compare(of_auc(), {})
 
 
-def test_methods_are_trained_in_turn_and_timed():
-  seen = []
-  found = train_each(['b', 'a'], lambda name: seen.append(name) or name)
-  assert seen == ['b', 'a']
-  assert [(one.fit, one.seconds >= 0) for one in found.values()] == [
-    ('b', True),
-    ('a', True),
-  ]
-
-
-def test_a_plot_is_labeled_by_what_it_shows(tmp_path, monkeypatch, capsys):
-  labels = []
-  monkeypatch.setattr(
-    report,
-    'plot_curves',
-    lambda path, curves, *, ylabel, **_: labels.append((path, ylabel, *curves)),
-  )
-  shown = curves({'a': trained()}, 'test_auc')
-  write_results(
-    tmp_path, [{'a': 1}], shown, title='', ylabel='test AUC', plot='auc.png'
-  )
-  assert labels == [(f'{tmp_path}/auc.png', 'test AUC', 'a')]
-  assert json.loads((tmp_path / 'results.jsonl').read_text()) == {'a': 1}
-  assert 'wrote results.jsonl and auc.png to' in capsys.readouterr().out
+def test_a_folder_of_another_run_gets_a_number(tmp_path, capsys):
+  out = tmp_path / 'results'
+  assert report.own_folder(out) == str(out)
+  (out / 'other').mkdir()
+  assert report.own_folder(out) == str(out)  # it holds folders alone
+  (out / 'results.jsonl').write_text('')
+  assert report.own_folder(out, resume=True) == str(out)
+  assert not capsys.readouterr().out
+  assert report.own_folder(out) == f'{out}-2'
+  assert 'results holds the results of another' in capsys.readouterr().out
+  (tmp_path / 'results-2' / 'checkpoints').mkdir()
+  assert report.own_folder(out) == f'{out}-3'
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match=r"out is .*file/x', where nothing can be"):
+    report.own_folder(tmp_path / 'file' / 'x')

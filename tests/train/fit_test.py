@@ -45,6 +45,8 @@ KEY = jax.random.key(0)
 ONE = jax.devices()[:1]
 
 
+# One object for equal methods: what `fit` compiled for it is used again.
+@functools.cache
 def plain():
   return supervised(cross_entropy, linear(2, CLASSES), optax.sgd(0.1))
 
@@ -64,6 +66,7 @@ def of_plain(held_out=False):
   )  # fmt: skip
 
 
+@functools.cache
 def elr_method():
   """Keeps a table of what it predicted."""
   tx, shards = optax.sgd(0.1, momentum=0.9), data_shards(N, 16)

@@ -1,0 +1,321 @@
+"""An estimator for scikit-learn: `fit(X, y)` where some of `y` are wrong.
+
+For tables that fit in memory, and for whoever knows scikit-learn: pipelines,
+cross-validation, pickles. What it does is `train.fit` with a method of
+`jnl.methods`; of what cannot be said here a loop of three lines can.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import inspect
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+  _check_sample_weight,
+  check_array,
+  check_is_fitted,
+  check_X_y,
+  validate_data,
+)
+
+from jnl import data, losses, methods, nets
+from jnl.base import Method, Model, check, data_shards
+from jnl.train import fit
+
+ROWS = 4096
+"""At the most, of which the network is asked at once."""
+
+
+class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
+  """A network that is trained on labels of which some are wrong.
+
+  >>> from sklearn.datasets import make_blobs
+  >>> from sklearn.model_selection import cross_val_predict
+  >>> from sklearn.pipeline import make_pipeline
+  >>> from sklearn.preprocessing import StandardScaler
+  >>> X, y = make_blobs(300, centers=3, random_state=0)
+  >>> noisy = np.where(np.arange(300) % 5 == 0, (y + 1) % 3, y)
+  >>> model = make_pipeline(
+  ...   StandardScaler(), NoisyLabelClassifier('gce', epochs=20, random_state=0)
+  ... )
+  >>> model.fit(X, noisy).score(X, y) > 0.9
+  True
+  >>> cross_val_predict(model, X, noisy, cv=2, method='predict_proba').shape
+  (300, 3)
+
+  Features are not scaled here: put a scaler before it. The columns of a
+  DataFrame are numbers or categories (`astype('category')`).
+
+  Args:
+    method: how wrong labels are met: a name of `jnl.losses` (`'gce'`, `'ce'`,
+      `'nce_rce'`, ...) or of `jnl.methods` (`'elr'`), or a function `(model,
+      num_examples, num_classes) -> Method`.
+    net: a name of `nets.build`, a `Model`, or a function `(num_classes, shape)
+      -> Model`, of the shape of a row.
+    epochs: passes over the data.
+    batch_size: examples in a step; all, if there are fewer.
+    learning_rate: of SGD with momentum .9 and gradients of norm at most 1.
+    weight_decay: L2, added to the gradient.
+    random_state: a seed, a `RandomState`, or None.
+    **options: of the loss or the method: `q=.5` of `gce`, `lam=1.0` of `elr`.
+
+  Attributes:
+    classes_: [c], the labels, sorted.
+    n_features_in_: of a row.
+    columns_: what the network sees: of a DataFrame also a column of zeros and
+      ones for each category.
+    feature_names_in_: of a DataFrame.
+    n_iter_: epochs.
+    loss_curve_: [epochs], the mean loss.
+    flagged_: [n] bool, which labels the method holds for wrong; only of `elr`.
+  """
+
+  columns_: tuple[str, ...]
+
+  def __init__(
+    self,
+    method: str | Callable[[Model, int, int], Method] = 'gce',
+    *,
+    net: str | Model | Callable[[int, tuple], Model] = 'mlp',
+    epochs: int = 100,
+    batch_size: int = 100,
+    learning_rate: float = 0.05,
+    weight_decay: float = 5e-4,
+    random_state: Any = None,
+    **options: Any,
+  ):
+    self.method = method
+    self.net = net
+    self.epochs = epochs
+    self.batch_size = batch_size
+    self.learning_rate = learning_rate
+    self.weight_decay = weight_decay
+    self.random_state = random_state
+    self.set_params(**options)
+
+  def get_params(self, deep: bool = True) -> dict[str, Any]:
+    """The arguments, options among them."""
+    return super().get_params(deep) | self._options()
+
+  def set_params(self, **params: Any) -> Self:
+    """Sets arguments; what is none of them is an option of the method."""
+    for name, value in params.items():
+      check(
+        name[:1] != '_' and name[-1:] != '_' and not hasattr(type(self), name),
+        f'{name!r} cannot be an argument of {type(self).__name__}',
+      )
+      setattr(self, name, value)
+    return self
+
+  def _options(self) -> dict[str, Any]:
+    """What was given beside the arguments; what is learned ends with `_`."""
+    own = super().get_params(deep=False)
+    return {
+      name: value
+      for name, value in vars(self).items()
+      if name not in own and name[0] != '_' and name[-1] != '_'
+    }
+
+  def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    """Trains on rows and their labels.
+
+    Args:
+      X: [n, d] numbers, an array or a DataFrame; [n, ...] if the network takes
+        it.
+      y: [n] labels of any type, at least two.
+      sample_weight: [n] >= 0, by default 1. A row of weight 0 is not there.
+
+    Returns:
+      The estimator.
+
+    Raises:
+      ValueError: naming the argument, if something is not as it should be, or
+        if training diverges.
+    """
+    self._check_arguments()
+    X, y = self._read(X, y)
+    check_classification_targets(y)
+    self.classes_, labels = np.unique(y, return_inverse=True)
+    c, n = len(self.classes_), len(X)
+    check(
+      c >= 2,
+      f'y has one class, {self.classes_.tolist()[0]!r}: two are needed',
+    )
+    arrays = {'x': X, 'labels': labels.astype(np.int32)}
+    if sample_weight is not None:
+      arrays['weight'] = _check_sample_weight(
+        sample_weight, X, dtype=np.float32, ensure_non_negative=True
+      )
+    b = min(self.batch_size, n)
+    self._method = self._build(n, X.shape[1:], c, b)
+    shards, devices = data_shards(n, b), jax.devices()
+    used = max(d for d in range(1, len(devices) + 1) if shards % d == 0)
+    seed = check_random_state(self.random_state).randint(2**31 - 1)
+    fitted = fit(
+      self._method,
+      arrays,
+      jax.random.key(seed),
+      epochs=self.epochs,
+      batch_size=b,
+      devices=devices[:used],
+    )
+    self.state_ = jax.device_get(fitted.state)
+    self.loss_curve_ = fitted.history['loss']
+    self.n_iter_ = self.epochs
+    self._built = n, X.shape[1:], c, b
+    check(
+      np.isfinite(self.loss_curve_).all(),
+      f'training diverged: the loss is {self.loss_curve_[-1]}. Scale X, by a '
+      f'StandardScaler for one, or lower learning_rate, '
+      f'{self.learning_rate}',
+    )
+    if self.method == 'elr':
+      flagged = methods.mislabeled(self.state_, jnp.asarray(labels))
+      self.flagged_ = np.asarray(flagged)
+    return self
+
+  def predict_proba(self, X: Any) -> np.ndarray:
+    """The probability [n, c] of each of `classes_`.
+
+    Args:
+      X: [n, d], as in `fit`.
+
+    Returns:
+      [n, c], rows that sum to 1.
+    """
+    check_is_fitted(self)
+    X = self._read(X)
+    parts = [self._of_rows(X[i : i + ROWS]) for i in range(0, len(X), ROWS)]
+    return np.concatenate(parts)
+
+  def predict(self, X: Any) -> np.ndarray:
+    """The likeliest label [n].
+
+    Args:
+      X: [n, d], as in `fit`.
+
+    Returns:
+      [n], of `classes_`.
+    """
+    check_is_fitted(self)
+    return self.classes_[self.predict_proba(X).argmax(-1)]
+
+  def _read(self, X: Any, *y: Any) -> Any:
+    """Rows [n, ...] float32, for `fit` also labels.
+
+    The columns of a DataFrame are read as by `data.from_table`.
+    """
+    own: dict[str, Any] = {'dtype': np.float32, 'allow_nd': True}
+    if hasattr(X, 'columns') and hasattr(X, 'iloc'):
+      # Names are compared with those of fit before the frame is an array.
+      validate_data(self, X, reset=bool(y), skip_check_array=True)
+      like = None if y else data.Tabular(np.zeros(0), self.columns_)
+      X, columns, *_ = data.from_table(X, like=like)
+      if y:
+        self.columns_ = columns
+        return check_X_y(X, *y, **own)
+      return check_array(X, **own)
+    if y:
+      X, labels = validate_data(self, X, *y, **own)
+      self.columns_ = tuple(map(str, range(X.shape[1])))
+      return X, labels
+    X = validate_data(self, X, reset=False, **own)
+    check(
+      len(self.columns_) == X.shape[1],
+      f'X must be a DataFrame, as in fit, for its categories: {self.columns_}',
+    )
+    return X
+
+  def _of_rows(self, X: np.ndarray) -> np.ndarray:
+    """Probabilities of some rows, as one of few sizes, each compiled once."""
+    size = 1 << (len(X) - 1).bit_length()
+    padded = np.zeros((size, *X.shape[1:]), X.dtype)
+    padded[: len(X)] = X
+    return np.asarray(_probabilities(self._predict, self.state_, padded))[
+      : len(X)
+    ]
+
+  @property
+  def _predict(self) -> Callable:
+    if self.__dict__.get('_method') is None:  # it does not survive a pickle
+      self._method = self._build(*self._built)
+    return self._method.predict
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**super().__getstate__(), '_method': None}
+
+  def _check_arguments(self) -> None:
+    for name, least in (('epochs', 1), ('batch_size', 1)):
+      value = getattr(self, name)
+      check(value >= least, f'{name} must be at least {least}, got {value}')
+    check(
+      self.learning_rate > 0,
+      f'learning_rate must be positive, got {self.learning_rate}',
+    )
+    known = [*dir(losses), *dir(methods)]
+    check(
+      callable(self.method) or self.method in known,
+      f'method must be a name of jnl.losses or jnl.methods, or a function, got '
+      f'{self.method!r}',
+    )
+
+  def _build(self, n: int, shape: tuple, c: int, b: int) -> Method:
+    """The method, the same object for the same arguments if it can be."""
+    options = tuple(self._options().items())
+    rest = self.net, self.learning_rate, self.weight_decay, n, shape, c, b
+    try:
+      return _build(self.method, options, *rest)
+    except TypeError as error:
+      if 'unhashable' not in str(error):
+        raise
+    return _build.__wrapped__(self.method, options, *rest)
+
+
+@functools.lru_cache(maxsize=16)
+def _build(
+  method: Any,
+  options: tuple,
+  net: Any,
+  learning_rate: float,
+  weight_decay: float,
+  n: int,
+  shape: tuple,
+  c: int,
+  b: int,
+) -> Method:
+  """A method; `fit` knows it again, and compiles nothing a second time."""
+  if isinstance(net, str):
+    model = nets.from_linen(nets.build(net, c), shape)
+  else:
+    model = net if isinstance(net, Model) else net(c, shape)
+  tx = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.add_decayed_weights(weight_decay),
+    optax.sgd(learning_rate, momentum=0.9),
+  )
+  own = dict(options)
+  if callable(method):
+    return method(model, n, c, **own)
+  if method in dir(losses):
+    loss = functools.partial(getattr(losses, method), **own)
+    return methods.supervised(loss, model, tx)
+  build = getattr(methods, method)
+  known: Mapping[str, Any] = {
+    'num_examples': n, 'num_classes': c, 'shards': data_shards(n, b)
+  }  # fmt: skip
+  taken = inspect.signature(build).parameters
+  return build(
+    model, tx, **{k: v for k, v in known.items() if k in taken}, **own
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(predict: Callable, state: Any, x: Any) -> jax.Array:
+  return jax.nn.softmax(predict(state, x).logits.astype(jnp.float32))

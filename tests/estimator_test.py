@@ -1,0 +1,114 @@
+"""scikit-learn's own checks; options, pickles; what is said of bad input."""
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import check_estimator
+
+from jnl import nets
+from jnl.base import Model
+from jnl.estimator import NoisyLabelClassifier
+
+EXPECTED = {
+  'check_sample_weight_equivalence_on_dense_data': 'equal to 1e-6: float32, '
+  'and the check wants 1e-9',
+}
+SKIPPED = {'check_array_api_input'}  # wants SCIPY_ARRAY_API, which is not set
+
+
+def tiny(num_classes, shape):
+  return nets.from_linen(nets.MLP(num_classes, ()), shape)
+
+
+def classifier(method='gce', **options):
+  return NoisyLabelClassifier(
+    method, net=tiny, epochs=15, random_state=0, **options
+  )
+
+
+def blobs(n=120, wrong=20):
+  """Three groups of two features, and labels of which the first are wrong."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(n) % 3
+  x = rng.normal(size=(n, 2)) / 2 + np.eye(3)[labels, :2] * 4
+  noisy = np.where(np.arange(n) < wrong, (labels + 1) % 3, labels)
+  return x, noisy, labels
+
+
+@pytest.mark.slow
+@pytest.mark.unbounded
+def test_every_check_of_scikit_learn():
+  found = check_estimator(
+    classifier(),
+    expected_failed_checks=EXPECTED,
+    on_skip=None,
+    on_fail=None,
+  )
+  bad = {
+    (one['check_name'], one['status'], str(one['exception'])[:300])
+    for one in found
+    if one['status'] != 'passed'
+    and one['check_name'] not in {*EXPECTED, *SKIPPED}
+  }
+  assert not bad
+  assert len(found) > 55
+
+
+def test_names_of_labels_options_and_pickles():
+  x, noisy, labels = blobs()
+  names = np.array(['north', 'south', 'west'])
+  model = classifier('elr', lam=1.0).fit(x, names[noisy])
+  assert model.classes_.tolist() == names.tolist()
+  assert model.score(x, names[labels]) > 0.9
+  assert model.flagged_.shape == (120,)
+  assert (model.flagged_ & (noisy != labels)).sum() > 15
+
+  found = pickle.loads(pickle.dumps(model))
+  probs = model.predict_proba(x[:50])
+  np.testing.assert_array_equal(found.predict_proba(x[:50]), probs)
+  np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-5)
+
+  other = clone(model)
+  assert other.get_params() == model.get_params()
+  assert other.get_params()['lam'] == 1.0
+  assert other.set_params(lam=2.0).get_params()['lam'] == 2.0
+  # The same method again: nothing is compiled, and the numbers are the same.
+  again = other.set_params(lam=1.0).fit(x, names[noisy])
+  assert again._method is model._method
+  np.testing.assert_array_equal(again.predict_proba(x[:50]), probs)
+
+
+def test_a_method_of_ones_own_is_called():
+  seen = []
+
+  def build(model, num_examples, num_classes):
+    seen.append((isinstance(model, Model), num_examples, num_classes))
+    raise RuntimeError('far enough')
+
+  x, noisy, _ = blobs()
+  with pytest.raises(RuntimeError, match='far enough'):
+    classifier(build).fit(x, noisy)
+  assert seen == [(True, 120, 3)]
+
+
+def test_what_is_said_of_bad_input():
+  x, noisy, _ = blobs()
+
+  def refused(match, model=None, x=x, y=noisy, **rest):
+    model = model or classifier()
+    with pytest.raises((ValueError, TypeError), match=match):
+      model.fit(x, y, **rest)
+
+  refused(r"method must be a name of .*got 'gec'", classifier('gec'))
+  refused('y has one class, 0', y=np.zeros(120))
+  refused('contains NaN', x=np.where(np.arange(2) == 1, np.nan, x))
+  refused('Unknown label type', y=np.linspace(0, 1, 120))
+  refused('Negative values', sample_weight=-np.ones(120))
+  refused('q must', classifier(q=-1.0))
+  refused("unexpected keyword argument 'qq'", classifier(qq=1.0))
+  refused('epochs must be at least 1', classifier().set_params(epochs=0))
+  refused('learning_rate must be', classifier().set_params(learning_rate=0.0))
+  with pytest.raises(ValueError, match="'classes_' cannot be an argument"):
+    classifier(classes_=3)
