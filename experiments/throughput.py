@@ -50,7 +50,7 @@ from benchmarks import (
 import jax
 
 from jnl.base import check, check_name
-from jnl.train import option, report, run
+from jnl.train import option, options, report, run
 
 SECTIONS = {
   'losses': losses,
@@ -90,10 +90,13 @@ def main(config: Config) -> None:
     config = dataclasses.replace(config, rounds=1)
     for section in SECTIONS.values():
       config = dataclasses.replace(config, **section.SMOKE)
-  check_options(config)
+  with options():
+    check_options(config)
   if clock.ROWS in os.environ:
     report.write_jsonl(os.environ[clock.ROWS], measure(config))
     return
+  with options():
+    config = dataclasses.replace(config, out=report.own_folder(config.out))
   if config.smoke:
     runs = [measure(config)]
   else:

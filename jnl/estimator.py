@@ -1,14 +1,15 @@
 """An estimator for scikit-learn: `fit(X, y)` where some of `y` are wrong.
 
 For tables that fit in memory, and for whoever knows scikit-learn: pipelines,
-cross-validation, pickles. What it does is `train.fit` with a method of
-`jnl.methods`; of what cannot be said here a loop of three lines can.
+cross-validation, pickles. Inside, it is `train.fit` with a method of
+`jnl.methods`, which has all that is not offered here.
 """
 
 from collections.abc import Callable, Mapping
 import functools
 import inspect
 from typing import Any, Self
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -150,9 +151,14 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     )
     arrays = {'x': X, 'labels': labels.astype(np.int32)}
     if sample_weight is not None:
-      arrays['weight'] = _check_sample_weight(
-        sample_weight, X, dtype=np.float32, ensure_non_negative=True
+      weight = _check_sample_weight(sample_weight, X, dtype=np.float32)
+      low = int(weight.argmin())
+      check(
+        weight[low] >= 0 and weight.max() > 0,
+        f'sample_weight must not be negative, nor 0 everywhere, got '
+        f'{weight[low]:g} in row {low}',
       )
+      arrays['weight'] = weight
     b = min(self.batch_size, n)
     self._method = self._build(n, X.shape[1:], c, b)
     shards, devices = data_shards(n, b), jax.devices()
@@ -206,6 +212,29 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     """
     check_is_fitted(self)
     return self.classes_[self.predict_proba(X).argmax(-1)]
+
+  def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    """The share of labels that are predicted.
+
+    Args:
+      X: [n, d], as in `fit`.
+      y: [n] labels; a label that `fit` has not seen counts as missed, and a
+        warning names the first one.
+      sample_weight: [n], by default 1.
+
+    Returns:
+      The accuracy.
+    """
+    check_is_fitted(self)
+    labels, known = np.asarray(y).tolist(), set(self.classes_.tolist())
+    unseen = [row for row, label in enumerate(labels) if label not in known]
+    if unseen:
+      warnings.warn(
+        f'y holds {labels[unseen[0]]!r} in row {unseen[0]}, which fit has not '
+        f'seen: {len(unseen)} rows cannot be right',
+        stacklevel=2,
+      )
+    return super().score(X, y, sample_weight)
 
   def _read(self, X: Any, *y: Any) -> Any:
     """Rows [n, ...] float32, for `fit` also labels.

@@ -268,6 +268,26 @@ def check_losses(losses: Array, weight: Array) -> None:
   )
 
 
+def feature_width(model: Model, x: Inputs) -> int:
+  """The size of the features of a network, for heads on top of it.
+
+  Args:
+    model: the network.
+    x: [b, ...], inputs such as it takes; nothing is computed on them.
+
+  Returns:
+    d of the features [..., d].
+
+  >>> feature_width(linear(4, 2), jnp.zeros((1, 4)))
+  4
+  """
+
+  def features(key: Key) -> Array:
+    return model.apply(*model.init(key), x, None, False)[0].features
+
+  return jax.eval_shape(features, jax.random.key(0)).shape[-1]
+
+
 def check_model(model: Model) -> None:
   """Raises unless this is a `Model`, and says how a network becomes one.
 

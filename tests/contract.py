@@ -259,8 +259,9 @@ class Case:
 case_of = functools.lru_cache(maxsize=1)(lambda contract: Case(contract()))
 
 
-def assert_close(a, b, atol=1e-6):
-  chex.assert_trees_all_close(a, b, atol=atol, rtol=1e-6)
+def assert_close(a, b, atol=3e-6):
+  """But for some thirty roundings: sums over devices have another order."""
+  chex.assert_trees_all_close(a, b, atol=atol, rtol=3e-6)
 
 
 def strongly_typed(tree):

@@ -105,10 +105,39 @@ def test_what_is_said_of_bad_input():
   refused('y has one class, 0', y=np.zeros(120))
   refused('contains NaN', x=np.where(np.arange(2) == 1, np.nan, x))
   refused('Unknown label type', y=np.linspace(0, 1, 120))
-  refused('Negative values', sample_weight=-np.ones(120))
+  refused('sample_weight must not be neg', sample_weight=-np.ones(120))
   refused('q must', classifier(q=-1.0))
   refused("unexpected keyword argument 'qq'", classifier(qq=1.0))
   refused('epochs must be at least 1', classifier().set_params(epochs=0))
   refused('learning_rate must be', classifier().set_params(learning_rate=0.0))
   with pytest.raises(ValueError, match="'classes_' cannot be an argument"):
     classifier(classes_=3)
+
+
+def test_columns_of_a_frame_are_named():
+  pandas = pytest.importorskip('pandas')
+  x, noisy, labels = blobs()
+  frame = pandas.DataFrame(x, columns=['east', 'north'])
+  frame['soil'] = pandas.Categorical(np.array(['clay', 'sand', 'peat'])[labels])
+  model = classifier().set_params(epochs=60).fit(frame, noisy)
+  assert model.columns_ == (
+    'east', 'north', 'soil=clay', 'soil=peat', 'soil=sand',
+  )  # fmt: skip
+  assert model.score(frame, labels) > 0.9
+  with pytest.warns(UserWarning, match='y holds 7 in row 1, which fit has'):
+    model.score(frame[:2], np.array([0, 7]))
+
+  other = frame.assign(
+    soil=frame['soil'].cat.rename_categories({'peat': 'bog'})
+  )
+  with pytest.raises(ValueError, match="'soil' holds 'bog' in row 2, a categ"):
+    model.predict(other)
+  empty = frame.assign(east=frame['east'].where(frame.index != 7))
+  for ask in (model.predict, lambda bad: classifier().fit(bad, noisy)):
+    with pytest.raises(ValueError, match=r"column 'east'.*row 7"):
+      ask(empty)
+  named = frame.assign(soil=frame['soil'].astype(object))
+  with pytest.raises(TypeError, match="column 'soil'"):
+    classifier().fit(named, noisy)
+  with pytest.raises(ValueError, match='must be a DataFrame, as in fit'):
+    model.predict(np.zeros((2, 3)))

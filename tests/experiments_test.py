@@ -282,6 +282,7 @@ def test_options_that_the_data_forbid(name, argv, message, mine, tmp_path):
   assert not out.exists()
 
 
+@pytest.mark.slow
 def test_another_script_runs(mine, tmp_path, capsys):
   """With one method; in the second stage all of them, and all methods."""
   name, argv = 'label_proportions', '--bags order --net strided_cnn'

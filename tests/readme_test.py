@@ -40,10 +40,12 @@ def test_the_first_example_is_short_and_early():
   assert TEXT[:end].count('\n') <= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('page', 'code'), BLOCKS, ids=[f'{p}-{i}' for i, (p, _) in enumerate(BLOCKS)]
 )
 def test_code_runs(page, code, capsys):
+  """Those of the README also run from a wheel, see .ci/wheel."""
   exec(compile(code, page, 'exec'), {})
   printed = capsys.readouterr().out
   if 'print(' in code:

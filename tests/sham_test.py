@@ -34,6 +34,7 @@ class TestContract(Contract):
     return {'u': 24}
 
 
+@pytest.mark.slow
 def test_it_trains_on_both_streams_and_has_its_scores():
   x = TestContract().arrays()['x']
   arrays = {'x': x, 'labels': x[:, :CLASSES].argmax(1).astype(np.int32)}

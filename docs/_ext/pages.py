@@ -191,9 +191,8 @@ def skip(
 ) -> bool | None:
   """Leaves out fields, which `Attributes:` describes, and what is inherited."""
   del app, skip, options
-  if what == 'class' and not inspect.isfunction(obj):
-    return True
-  return None
+  own = inspect.isfunction(obj) and obj.__module__.startswith('jnl')
+  return True if what == 'class' and not own else None
 
 
 # --- signatures --------------------------------------------------------------
@@ -221,6 +220,10 @@ def signature(
     result = ast.unparse(node.returns) if node.returns else ''
     return f'({ast.unparse(node.args)})', result
   if isinstance(node, ast.ClassDef):
+    for part in node.body:
+      if isinstance(part, ast.FunctionDef) and part.name == '__init__':
+        del part.args.args[0]
+        return f'({ast.unparse(part.args)})', None
     fields = [
       ast.unparse(part) for part in node.body if isinstance(part, ast.AnnAssign)
     ]

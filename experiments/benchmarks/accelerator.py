@@ -42,7 +42,7 @@ import numpy as np
 from benchmarks import belief, clock, counts, losses, steps
 import jnl
 from jnl.base import check_name
-from jnl.train import option, report, run
+from jnl.train import option, options, report, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,11 +278,14 @@ SECTIONS = {
 def main(config: Config) -> None:
   """Sections in processes of their own -> results.json, table.md."""
   names = config.sections or tuple(SECTIONS)
-  for name in names:
-    check_name('section', name, SECTIONS)
+  with options():
+    for name in names:
+      check_name('section', name, SECTIONS)
   if clock.ROWS in os.environ:
     measure_here(config, names[0], os.environ[clock.ROWS])
     return
+  with options():
+    config = dataclasses.replace(config, out=report.own_folder(config.out))
   found: dict[str, Any] = {
     'date': datetime.date.today().isoformat(),
     'device': None,

@@ -225,7 +225,7 @@ def check_arrays(
         check(
           row is None,
           f'{argument}: {name} holds NaN or infinite values, first in row '
-          f'{first + (row or 0)}',
+          f'{first + (row or 0)}; leave such a row out, or give it weight 0',
         )
   if 'labels' in arrays and new & {'labels', 'weight', 'labeled'}:
     known = np.asarray(arrays.get('labeled', counts))
@@ -266,8 +266,8 @@ def check_numbers(arrays: Mapping[str, Any], argument: str = 'data') -> None:
     dtype: Any = getattr(values, 'dtype', None)
     check(
       dtype is not None and len(values.shape) >= 1,
-      f'{argument}: {name} must be an array [n, ...] (np.asarray makes one), '
-      f'got {type(values).__name__}',
+      f'{argument}: {name} must be an array [n, ...] (np.asarray makes one, '
+      f'data.from_table of a DataFrame), got {type(values).__name__}',
       TypeError,
     )
     try:

@@ -24,23 +24,13 @@ from jnl.data._text import ngram_ids
 EMBEDDED = ('digits',)
 
 
-class _Parts(NamedTuple):
-  name: str
-  num_classes: int
-  train: Examples
-  validation: Examples
-  test: Examples
-
-
-class Dataset(_Parts):
-  """A data set for classification, in three parts: a tuple of five.
-
-  What its columns and classes were called is known beside these.
+class Dataset(NamedTuple):
+  """A data set for classification, in three parts.
 
   Attributes:
     name: as given to `load`.
     num_classes: c.
-    train: what a method trains on, once its labels are made noisy.
+    train: for training, in shuffled order.
     validation: for choosing an epoch by labels as noisy as those of `train`;
       with `train` it makes up the published training set.
     test: with clean labels, looked at for the report alone.
@@ -50,28 +40,13 @@ class Dataset(_Parts):
       table; else ().
   """
 
+  name: str
+  num_classes: int
+  train: Examples
+  validation: Examples
+  test: Examples
   classes: tuple[Any, ...] = ()
   columns: tuple[str, ...] = ()
-
-  def __new__(
-    cls,
-    name: str,
-    num_classes: int,
-    train: Examples,
-    validation: Examples,
-    test: Examples,
-    *,
-    classes: tuple[Any, ...] = (),
-    columns: tuple[str, ...] = (),
-  ) -> 'Dataset':
-    self = super().__new__(cls, name, num_classes, train, validation, test)
-    self.classes, self.columns = classes, columns
-    return self
-
-  def _replace(self, **changes: Any) -> 'Dataset':
-    """With other parts; classes and columns stay, where none are given."""
-    names = {'classes': self.classes, 'columns': self.columns}
-    return Dataset(**{**self._asdict(), **names, **changes})
 
 
 def digits(seed: int = 0) -> Dataset:

@@ -54,6 +54,7 @@ from jnl.base import (
 from jnl.neighbors import Graph, Metric, Search
 from jnl.steps import (
   apply_to_bags,
+  feature_width,
   from_loss,
   linear,
   mask_of,
@@ -424,7 +425,7 @@ def llp_bp(
   )
   x = np.asarray(x)
   if bag_head is None:
-    bag_head = linear(_feature_width(model, x), 2)
+    bag_head = linear(feature_width(model, x[:1]), 2)
   inner = refine(model, bag_head, tx, bag_weight=bag_weight)
   places = _places(bags, len(x))
   infer = _inference(
@@ -577,15 +578,6 @@ def _read_weight(weight: Any, k: int) -> np.ndarray:
     f'shape {weight.shape}',
   )
   return weight
-
-
-def _feature_width(model: Model, x: np.ndarray) -> int:
-  def features(key: Key) -> Array:
-    params, stats = model.init(key)
-    one = jnp.asarray(x[:1])
-    return model.apply(params, stats, one, None, False)[0].features
-
-  return jax.eval_shape(features, jax.random.key(0)).shape[-1]
 
 
 def _check_decision(decision: str) -> None:

@@ -22,18 +22,14 @@ Layers
   max_pool         without overlap, quick on a CPU
 """
 
-from jnl.nets._adapters import (
-  feature_width,
-  from_linen,
-  from_nnx,
-  standardize,
-)
+from jnl.nets._adapters import from_linen, from_nnx, standardize
 from jnl.nets._cnn import CNN8, StridedCNN
 from jnl.nets._layers import BatchNorm, Dropout, batch_norm, max_pool
 from jnl.nets._mlp import MLP
 from jnl.nets._names import build
 from jnl.nets._resnet import PreActResNet, ResNet, WideResNet
 from jnl.nets._text import NgramClassifier, TextTransformer
+from jnl.steps import feature_width
 
 __all__ = [
   'CNN8',

@@ -346,27 +346,6 @@ def from_nnx(
   return Model(init, apply)
 
 
-def feature_width(model: Model, x: Inputs) -> int:
-  """The size of the features of a network, for heads on top of it.
-
-  Args:
-    model: the network.
-    x: [b, ...], inputs such as it takes; nothing is computed on them.
-
-  Returns:
-    d of the features [..., d].
-
-  >>> from jnl.nets import MLP
-  >>> feature_width(from_linen(MLP(2, (16,)), (4,)), jnp.zeros((1, 4)))
-  16
-  """
-
-  def features(key: Key) -> Array:
-    return model.apply(*model.init(key), x, None, False)[0].features
-
-  return jax.eval_shape(features, jax.random.key(0)).shape[-1]
-
-
 def standardize(
   model: Model,
   mean: float | Sequence[float] | Array,

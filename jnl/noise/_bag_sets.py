@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl.base import PAD, Array, Key, check
+from jnl.base import PAD, Array, Key, check, check_key
 
 
 class Bags(NamedTuple):
@@ -49,6 +49,7 @@ def bags(key: Key, n: int, num_bags: int, *, mean: float, std: float) -> Bags:
   Reference: Chen et al., "A General Framework for Learning from Weak
   Supervision", ICML 2024, arXiv 2402.01922: its code.
   """
+  check_key(key)
   check(n >= 1, f'n must be at least 1, got {n}')
   check(num_bags >= 1, f'num_bags must be at least 1, got {num_bags}')
   check(np.isfinite(mean), f'mean must be finite, got {mean}')

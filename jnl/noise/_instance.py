@@ -8,7 +8,15 @@ from jax import lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jnl.base import Array, Key, Scalar, check, check_auto, is_concrete
+from jnl.base import (
+  Array,
+  Key,
+  Scalar,
+  check,
+  check_auto,
+  check_key,
+  is_concrete,
+)
 from jnl.inputs import read_rows_of_probs
 from jnl.noise._draws import NoisyLabels, corrupt_each
 from jnl.noise._inputs import (
@@ -43,6 +51,7 @@ def truncated_rates(
   Raises:
     ValueError: if `rate` or `std` is out of range.
   """
+  check_key(key)
   check_rate('rate', rate)
   check(std > 0, f'std must be positive, got {std}')
   lower, upper = (0 - rate) / std, (1 - rate) / std
@@ -168,6 +177,7 @@ def part_dependent(
   Sun, Liu, "Learning with Instance-Dependent Label Noise: A Sample Sieve
   Approach", ICLR 2021, arXiv 2010.02347.
   """
+  check_key(key)
   check_classes(num_classes)
   labels = read_vector('labels', labels, num_classes)
   n = len(labels)

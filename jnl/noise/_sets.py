@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jnl.base import Array, Key, Scalar
+from jnl.base import Array, Key, Scalar, check_key
 from jnl.noise._inputs import (
   by_rows,
   check_classes,
@@ -52,6 +52,7 @@ def candidate_sets(
   Reference: Lv et al., "Progressive Identification of True Labels for
   Partial-Label Learning", ICML 2020, arXiv 2002.08053.
   """
+  check_key(key)
   check_classes(num_classes)
   check_rate('q', q)
   labels = read_vector('labels', labels, num_classes)
@@ -96,6 +97,7 @@ def noisy_candidate_sets(
   Reference: Chen et al., "A General Framework for Learning from Weak
   Supervision", ICML 2024, arXiv 2402.01922: its code.
   """
+  check_key(key)
   check_rate('eta', eta)
   key_sets, key_drop, key_add = jax.random.split(key, 3)
   sets, _, probs = candidate_sets(key_sets, labels, num_classes, q)

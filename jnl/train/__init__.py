@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.train import scores as scores
   from jnl.train import script as script
   from jnl.train._checkpoint import open_checkpoints as open_checkpoints
-  from jnl.train._cli import OptionError as OptionError
   from jnl.train._cli import option as option
   from jnl.train._cli import options as options
   from jnl.train._cli import parse as parse
@@ -47,7 +46,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
 
 _NAMES = {
   '_checkpoint': ('open_checkpoints',),
-  '_cli': ('OptionError', 'option', 'options', 'parse', 'run'),
+  '_cli': ('option', 'options', 'parse', 'run'),
   '_compare': (
     'Comparison',
     'Trained',

@@ -17,13 +17,13 @@ class OptionError(ValueError):
 
 @contextlib.contextmanager
 def options() -> Iterator[None]:
-  """Whatever is wrong inside is wrong with the options: `OptionError` says it.
+  """Whatever is wrong inside is wrong with the options, and `run` says so.
 
   Yields:
     Nothing.
 
   Raises:
-    OptionError: for a ValueError, TypeError or OSError.
+    ValueError: one that `run` knows, for a ValueError, TypeError or OSError.
 
   >>> with options():
   ...   raise FileNotFoundError('no folder data')

@@ -2,6 +2,7 @@
 
 import functools
 
+from cost import slow
 from fixture_programs import compiled
 import jax
 import jax.numpy as jnp
@@ -152,9 +153,7 @@ def long_bag(m):
   return log_odds, n, run.lower(binary(log_odds)[None]).compile()
 
 
-LONG = pytest.mark.parametrize(
-  'm', [256, pytest.param(4096, marks=pytest.mark.slow)]
-)
+LONG = pytest.mark.parametrize('m', [slow(256), slow(4096)])
 
 
 @LONG
@@ -496,6 +495,7 @@ def apart():
   return z, counts, *compiled(run)(z)
 
 
+@pytest.mark.slow
 def test_classes_counted_apart():
   _, counts, found, nll, _, of_class = apart()
   bags = np.concatenate([of_class[:2, :, k] for k in range(3)])

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+from cost import slow
 from fixture_programs import compiled
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,7 @@ def test_loops_are_near_the_truth():
   assert np.abs(found.marginals - exact).max() < 0.03
 
 
+@pytest.mark.slow
 def test_counts_are_nearer_to_the_truth_than_pairs():
   ties = neighbors.graph_of_edges([[0, 4], [5, 8], [9, 1]], [1.0, 0.6, 0.3], N)
   index, mask = np.arange(N).reshape(3, 4), np.ones([3, 4], bool)
@@ -475,7 +477,7 @@ def brute_max_messages(log_odds, factor):
   return [best(i, 1) - best(i, 0) - log_odds[i] for i in range(m)]
 
 
-SIZES = [1, 2, 5, 8]
+SIZES = [slow(1), 2, slow(5), 8]
 
 
 def bags_of(m):

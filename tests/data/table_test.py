@@ -338,9 +338,9 @@ def test_texts_become_ids(kind):
     from_arrays(np.ones((N, 2)), CITIES, ids=ngram_ids)
 
 
-def test_a_dataset_is_the_tuple_it_was():
+def test_a_dataset_knows_its_classes_and_columns():
   dataset = from_arrays(FEATURES, CITIES)
-  name, num_classes, train, validation, test = dataset
+  name, num_classes, train, validation, test, *_ = dataset
   assert (name, num_classes) == ('arrays', 3)
   again = Dataset(name, num_classes, train, validation, test)
   assert (again.classes, again.columns) == ((), ())

@@ -206,10 +206,10 @@ def test_questions_with_a_published_test_set(tmp_path):
 def test_sentences_without_a_test_set_give_a_seeded_quarter(tmp_path):
   write_polarity(tmp_path / 'rt_polarity')
   dataset = load_text('rt_polarity', data_dir=tmp_path)
-  assert [len(p.labels) for p in dataset[2:]] == [8, 1, 3]
-  ids = np.concatenate([p.id for p in dataset[2:]])
+  assert [len(p.labels) for p in dataset[2:5]] == [8, 1, 3]
+  ids = np.concatenate([p.id for p in dataset[2:5]])
   assert sorted(ids) == list(range(12))
-  for part in dataset[2:]:
+  for part in dataset[2:5]:
     for text, label in zip(part.x, part.labels, strict=True):
       assert text == ('so dull .', 'cliché-free .')[label]
   other = load_text('rt_polarity', data_dir=tmp_path, seed=1)
@@ -231,7 +231,7 @@ def test_texts_of_ones_own_and_the_choice_of_ids(tmp_path):
   short = functools.partial(token_ids, buckets=50, length=5)
   encoded = encode_text(texts, short)
   np.testing.assert_array_equal(published_order(encoded).x, short(TEXTS))
-  for a, b in zip(texts[2:], encoded[2:], strict=True):
+  for a, b in zip(texts[2:5], encoded[2:5], strict=True):
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_array_equal(a.id, b.id)
 

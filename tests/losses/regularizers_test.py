@@ -410,6 +410,7 @@ def test_vat_of_a_sure_prediction(sure):
   assert np.any(found > 1)
 
 
+@pytest.mark.slow
 def test_vat_where_nothing_changes_the_prediction():
   """The direction stays what it was, and all is finite."""
   x, d = (a.reshape(5, D) for a in inputs(5, np.float32))

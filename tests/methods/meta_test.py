@@ -289,6 +289,7 @@ def storm_by_definition():
   return defined(state.params, state.extra.rescaler)
 
 
+@pytest.mark.slow
 def test_storm_descends_its_meta_loss_and_its_loss():
   method, state = compiled('storm')
   new, metrics = method.step(state, a_batch(), KEY)

@@ -144,6 +144,7 @@ def of_single_images(method, digits, counts):
   return accuracy(method, state, test['x'], test['labels'])
 
 
+@pytest.mark.slow
 def test_counts_teach_single_instances(digits):
   """With 4 seeds: 96.6."""
   counts = digits[1].sum(1)

@@ -31,6 +31,7 @@ from jnl.steps import from_loss, linear, supervised
 from jnl.train import (
   Checkpoint,
   Score,
+  _fit,
   data_mesh,
   evaluate,
   fit,
@@ -117,6 +118,7 @@ def test_devices_that_do_not_divide_are_used_or_it_is_said(devices, expected):
   chex.assert_trees_all_close(of_plain(True), some, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_shards_that_are_asked_for_use_every_device():
   fits = []
   for devices in (jax.devices()[:6], ONE):
@@ -202,6 +204,7 @@ def five_runs(loop):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_five_runs_have_five_of_eight_devices_in_either_loop():
   fits = [five_runs(loop) for loop in ('python', 'compiled')]
   for fitted in fits:
@@ -325,7 +328,7 @@ def test_the_compiled_loop_compiles_once_whatever_its_bounds(caplog, tmp_path):
 
 @pytest.mark.parametrize(
   ('devices', 'how'),
-  [(1, 'jit'), (8, 'shard_map'), slow(8, 'jit'), slow(1, 'shard_map')],
+  [(1, 'jit'), slow(8, 'shard_map'), slow(8, 'jit'), slow(1, 'shard_map')],
 )
 def test_the_compiled_loop_gives_the_same_numbers(devices, how):
   fits = [of_elr(devices, how, loop) for loop in ('python', 'compiled')]
@@ -627,3 +630,39 @@ def test_held_out_sets_may_have_scores_of_their_own():
 def test_imprecise_labels_are_checked(arrays, error, message):
   with pytest.raises(error, match=message):
     check_arrays({'x': np.zeros((3, 2, 5), np.float32), **arrays})
+
+
+def test_the_same_method_and_shapes_are_compiled_once(monkeypatch):
+  built = []
+  one = programs._one
+  count = lambda plan, **rest: built.append(plan) or one(plan, **rest)
+  monkeypatch.setattr(programs, '_one', count)
+  method = supervised(losses.gce, linear(2, CLASSES), optax.sgd(0.1))
+  again = supervised(losses.gce, linear(2, CLASSES), optax.sgd(0.1))
+
+  def run(method, seed=0, n=N):
+    how = {'epochs': 1, 'batch_size': 16, 'devices': ONE}
+    return fit(method, arrays(n, seed), KEY, **how).history['loss']
+
+  first, other = run(method), run(method, seed=1)
+  assert len(built) == 1
+  assert first != other
+  assert run(method) == first == run(again)
+  assert len(built) == 2  # a method that is built anew is another one
+  run(method, n=N + 16)
+  assert len(built) == 3
+  monkeypatch.setattr(programs, 'KEPT', 1)
+  run(method, n=N + 32)
+  assert len(programs._kept) == 1
+
+
+def test_progress_is_told_without_a_terminal(monkeypatch, capsys):
+  monkeypatch.setattr(_fit, 'SECONDS_BETWEEN_LINES', 0)
+  fit(
+    plain(), arrays(), KEY, epochs=1, batch_size=16, label='ce', devices=ONE,
+  )  # fmt: skip
+  steps = N // 16
+  said = capsys.readouterr().err.splitlines()
+  assert [line.rpartition(',')[0] for line in said] == [
+    f'ce: {done} of {steps} steps' for done in range(steps + 1)
+  ]

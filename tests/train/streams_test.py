@@ -150,7 +150,7 @@ def test_every_example_of_a_stream_is_seen_where_it_belongs():
   [
     (8, {}),
     slow(8, {'how': 'shard_map'}),
-    (2, {'loop': 'compiled'}),
+    slow(2, {'loop': 'compiled'}),
     slow(4, {'stream': 0}),
   ],
 )
@@ -168,6 +168,7 @@ def test_a_run_is_resumed_to_the_bit(tmp_path):
     train(streams=other, epochs=4, checkpoint=at(resume=True))
 
 
+@pytest.mark.slow
 def test_runs_have_parts_of_a_stream_to_themselves():
   keys = jax.random.split(KEY, 3)
   own = np.stack([UNLABELED['x'] * r for r in range(3)])
