@@ -163,6 +163,12 @@ def main(config: Config) -> None:
     heads=('last epoch', 'best by candidates hit'),
   )
 
+  plot(
+    comparison,
+    f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
+    'test accuracy',
+  )
+
   def run_of(name: str) -> Fit:
     with script.logging(config, name) as log:
       return fit_many(
@@ -186,11 +192,7 @@ def main(config: Config) -> None:
 
   done = functools.partial(record, comparison)
   compare(comparison, train_each(methods, run_of, done))
-  plot(
-    comparison,
-    f'{config.dataset}, {config.setting} labels, seeds: {config.seeds}',
-    'test accuracy',
-  )
+  report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
 
 

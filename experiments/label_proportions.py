@@ -110,6 +110,17 @@ def main(config: Config) -> None:
     sizes = sizes[:1]
   share = dataset.train.labels.mean()
   print(f'{len(dataset.train.labels)} instances, {share:.1%} positive')
+  report.put_plot(
+    config.out,
+    'auc.png',
+    group='by_bag_size',
+    column='test_roc_auc',
+    title=f'{config.dataset}, seeds: {config.seeds}',
+    ylabel='test AUC, last epoch',
+    x=sizes,
+    xlabel='bag size',
+    scale='log',
+  )
   last = []
   for size in sizes:
     comparison = compared(config, size)
@@ -125,17 +136,7 @@ def main(config: Config) -> None:
       for name in last[0]
     },
   )
-  report.put_plot(
-    config.out,
-    'auc.png',
-    group='by_bag_size',
-    column='test_roc_auc',
-    title=f'{config.dataset}, seeds: {config.seeds}',
-    ylabel='test AUC, last epoch',
-    x=sizes,
-    xlabel='bag size',
-    scale='log',
-  )
+  report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
 
 
@@ -174,7 +175,7 @@ def check_options(config: Config) -> list[int]:
 def read(config: Config) -> Dataset:
   """The data set with the labels 0 and 1; few rows for a smoke test."""
   if config.dataset == 'gaussians':
-    dataset = gaussians(config.shift)
+    dataset = gaussians(config.shift, 600 if config.smoke else 2000)
   else:
     dataset = script.read(config)
     if config.smoke:
@@ -185,7 +186,7 @@ def read(config: Config) -> Dataset:
   return script.binary(dataset, positive or range(1, dataset.num_classes, 2))
 
 
-def gaussians(shift: float, n: int = 2000, d: int = 4) -> Dataset:
+def gaussians(shift: float, n: int, d: int = 4) -> Dataset:
   """Two classes, 3 to 7, of which one is shifted in the first column."""
   rng = np.random.default_rng(0)
 
@@ -195,7 +196,7 @@ def gaussians(shift: float, n: int = 2000, d: int = 4) -> Dataset:
     x[:, 0] += shift * labels
     return x, labels
 
-  # 2000 to learn from, 400 held out.
+  # n to learn from, a fifth of that held out.
   known, test = draw(n * 6 // 5), draw(10_000)
   return from_arrays(*known, *test, name='gaussians', validation=1 / 6)
 
@@ -265,7 +266,8 @@ def train_all(
     if name == 'llp_bp':
       own = llp_bp(config, dataset, bags, told, on_bags, on_instances)
     elif name == 'supervised':
-      own = {name: result(on_instances(name, dataset.train.labels), start)}
+      labels = np.stack([dataset.train.labels] * config.seeds)
+      own = {name: result(on_instances(name, PerRun(labels)), start)}
     else:
       fitted = on_bags(name, of_bags(name, config, dataset), told)
       own = {name: result(fitted, start)}

@@ -142,6 +142,18 @@ def main(config: Config) -> None:
   title = f'{config.dataset}, {wrong}, seeds: {config.seeds}'
   comparisons = [compared(config, task, int(text)) for text in config.epochs]
 
+  report.put_plot(
+    config.out,
+    'weights.png',
+    kind='quantiles',
+    group=comparisons[-1].group,
+    column='weights_',
+    kinds=('clean', 'flipped'),
+    title=title,
+    ylabel='weight / mean weight\n10, 25, 50, 75, 90%',
+  )
+  train.plot(comparisons[-1], title, 'clean test accuracy')
+
   def done(name: str, one: Trained) -> Trained:
     for epochs, comparison in zip(config.epochs, comparisons, strict=True):
       train.record(comparison, name, with_auc(one.until(int(epochs))))
@@ -154,18 +166,7 @@ def main(config: Config) -> None:
     print(f'\n{title}, {config.optimizer}, epochs: {epochs}')
     own = {k: with_auc(one.until(int(epochs))) for k, one in fits.items()}
     train.compare(comparison, own)
-  if any(name in WITH_CLEAN or name in STORMS for name in fits):
-    report.put_plot(
-      config.out,
-      'weights.png',
-      kind='quantiles',
-      group=comparisons[-1].group,
-      column='weights_',
-      kinds=('clean', 'flipped'),
-      title=title,
-      ylabel='weight / mean weight\n10, 25, 50, 75, 90%',
-    )
-  train.plot(comparisons[-1], title, 'clean test accuracy')
+  report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
 
 

@@ -164,17 +164,18 @@ def main(config: Config) -> None:
     if name == 'elr':
       noisy = np.concatenate([cell.train for cell in cells])
       one = one.also({'flag_f1': flag_f1(one.fit, noisy, dataset.train.labels)})
-    for i, comparison in enumerate(comparisons):
-      record(comparison, name, of_cell(one, i, config.seeds))
-    return one
+    return record_cells(comparisons, config, name, one)
 
+  plan_plots(config, cells, comparisons)
   methods = {name: build(ways[name], config, dataset) for name in ways}
   trained = train_each(
     methods,
     lambda name: train(name, methods[name], ways[name], config, dataset, cells),
     done,
   )
-  draw_and_print(config, cells, comparisons, trained)
+  print_table(config, comparisons, trained)
+  report.redraw(config.out)
+  print(f'\nresults, curves and plots are in {config.out}')
 
 
 def train(
@@ -281,50 +282,60 @@ def compared(
   )
 
 
-def draw_and_print(
-  config: Config,
-  cells: list[Cell],
-  comparisons: list[Comparison],
-  trained: Mapping[str, Trained],
+def plan_plots(
+  config: Config, cells: list[Cell], comparisons: list[Comparison]
 ) -> None:
-  """A table, curves for each cell, and accuracy against the rate."""
-  per_cell = [
-    {k: of_cell(one, i, config.seeds) for k, one in trained.items()}
-    for i in range(len(cells))
-  ]
-
+  """Says what is to be drawn: curves of each cell, accuracy by rate."""
   for cell, comparison in zip(cells, comparisons, strict=True):
-    draw = 'accuracy.png' if len(cells) == 1 else f'curves_{cell.name}.png'
     what = config.draw or cell.noise
-    title = f'{config.dataset}, {what}, {cell.wrong.mean():.0%} wrong'
-    title = f'{title}, seeds: {config.seeds}'
-
-    plot(comparison, title, 'test accuracy', draw)
-  if len(cells) == 1:
-    compare(comparisons[0], per_cell[0])
-  else:
-    compare_groups(comparisons, per_cell)
+    wrong = f'{what}, {cell.wrong.mean():.0%} wrong'
+    plot(
+      comparison,
+      f'{config.dataset}, {wrong}, seeds: {config.seeds}',
+      'test accuracy',
+      'accuracy.png' if len(cells) == 1 else f'curves_{cell.name}.png',
+    )
   for noise in config.noise if len(config.rate) > 1 else ():
-    own = [i for i, cell in enumerate(cells) if cell.noise == noise]
-    group = f'{noise}_by_rate'
-    last = {
-      f'{group}/{k}/test_accuracy': np.stack(
-        [per_cell[i][k].last('test_accuracy') for i in own], axis=1
-      )
-      for k in trained
-    }
-    report.put_curves(config.out, last)
     report.put_plot(
       config.out,
       f'accuracy_{noise}.png',
-      group=group,
+      group=f'{noise}_by_rate',
       column='test_accuracy',
       title=f'{config.dataset}, {noise}, seeds: {config.seeds}',
       ylabel='test accuracy, last epoch',
-      x=[cells[i].rate for i in own],
+      x=config.rate,
       xlabel='rate of wrong labels',
     )
-  print(f'\nresults, curves and plots are in {config.out}')
+
+
+def record_cells(
+  comparisons: list[Comparison], config: Config, name: str, one: Trained
+) -> Trained:
+  """Records a method in all cells, and its accuracy by rate."""
+  for i, comparison in enumerate(comparisons):
+    record(comparison, name, of_cell(one, i, config.seeds))
+  last = one.last('test_accuracy')
+  shape = len(config.noise), len(config.rate), config.seeds
+  for noise, values in zip(config.noise, last.reshape(shape), strict=True):
+    by_rate = {f'{noise}_by_rate/{name}/test_accuracy': values.T}
+    report.put_curves(config.out, by_rate)
+  return one
+
+
+def print_table(
+  config: Config,
+  comparisons: list[Comparison],
+  trained: Mapping[str, Trained],
+) -> None:
+  """A row for each method; for each cell, if there are several, a column."""
+  per_cell = [
+    {k: of_cell(one, i, config.seeds) for k, one in trained.items()}
+    for i in range(len(comparisons))
+  ]
+  if len(comparisons) == 1:
+    compare(comparisons[0], per_cell[0])
+  else:
+    compare_groups(comparisons, per_cell)
 
 
 def settings_of(name: str, config: Config, cells: list[Cell]) -> Settings:

@@ -132,6 +132,12 @@ def main(config: Config) -> None:
     heads=('last epoch', 'best by bag likelihood'),
   )
 
+  plot(
+    comparison,
+    f'{config.dataset}, {config.evidence}, bags of {m}, seeds: {config.seeds}',
+    'test balanced accuracy',
+  )
+
   def run_of(name: str) -> Fit:
     with script.logging(config, name) as log:
       return fit_many(
@@ -154,11 +160,7 @@ def main(config: Config) -> None:
 
   done = functools.partial(record, comparison)
   compare(comparison, train_each(methods, run_of, done))
-  plot(
-    comparison,
-    f'{config.dataset}, {config.evidence}, bags of {m}, seeds: {config.seeds}',
-    'test balanced accuracy',
-  )
+  report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
 
 

@@ -72,8 +72,10 @@ def digits(seed: int = 0) -> Dataset:
     np.arange(len(x), dtype=np.int32),
   )
   order = np.random.default_rng(seed).permutation(len(x))
-  parts = [take(whole, rows) for rows in np.split(order, [1200, 1320])]
-  return Dataset('digits', 10, *parts)
+  train, validation, test = (
+    take(whole, rows) for rows in np.split(order, [1200, 1320])
+  )
+  return Dataset('digits', 10, train, validation, test)
 
 
 def load(
@@ -316,6 +318,27 @@ def _read_x(
   return x, ()
 
 
+def _check_alike(name: str, train: Examples, test: Examples) -> None:
+  """Raises unless both hold inputs of one kind."""
+  check(
+    train.x.shape[1:] == test.x.shape[1:],
+    f'{name}: x is {train.x.shape[1:]} in training and {test.x.shape[1:]} in '
+    'the test set',
+  )
+  pixels = [part.x.dtype == np.uint8 for part in (train, test)]
+  check(
+    train.x.ndim < 3 or pixels[0] or train.x.dtype.kind not in 'iu',
+    f'{name}: x {train.x.shape} must be uint8 if it holds pixels (which are '
+    f'scaled), floating if other numbers (which are not), got {train.x.dtype}',
+    TypeError,
+  )
+  check(
+    pixels[0] == pixels[1],
+    f'{name}: x is {train.x.dtype} in training and {test.x.dtype} in the test '
+    'set; pixels, uint8, are scaled alone',
+  )
+
+
 def _split(
   name: str,
   train: Examples,
@@ -337,25 +360,8 @@ def _split(
     f'{name} has too few examples to split: {len(order)}, and '
     f'{len(test.labels)} for the test',
   )
-  check(
-    train.x.shape[1:] == test.x.shape[1:],
-    f'{name}: x is {train.x.shape[1:]} in training and {test.x.shape[1:]} in '
-    'the test set',
-  )
-  pixels = [part.x.dtype == np.uint8 for part in (train, test)]
-  check(
-    train.x.ndim < 3 or pixels[0] or train.x.dtype.kind not in 'iu',
-    f'{name}: x {train.x.shape} must be uint8 if it holds pixels (which are '
-    f'scaled), floating if other numbers (which are not), got {train.x.dtype}',
-    TypeError,
-  )
-  check(
-    pixels[0] == pixels[1],
-    f'{name}: x is {train.x.dtype} in training and {test.x.dtype} in the test '
-    'set; pixels, uint8, are scaled alone',
-  )
-  known = num_classes or len(classes)
-  c = known if known else int(train.labels.max()) + 1
+  _check_alike(name, train, test)
+  c = num_classes or len(classes) or int(train.labels.max()) + 1
   for part, called in ((train, 'train'), (test, 'test')):
     check_arrays(part._asdict(), c, f'{name}, {called}')
   counts = np.bincount(train.labels, minlength=c)
@@ -366,7 +372,8 @@ def _split(
   )
   scale = float(train.x.max()) or 1.0 if train.x.dtype == np.uint8 else 1.0
   parts = take(train, order[:cut]), take(train, order[cut:]), test
-  return Dataset(name, c, *(_as_numbers(part, scale) for part in parts))
+  train, held_out, test = (_as_numbers(part, scale) for part in parts)
+  return Dataset(name, c, train, held_out, test)
 
 
 def _is_text(examples: Examples) -> bool:

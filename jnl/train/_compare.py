@@ -227,7 +227,9 @@ def plot(
   ylabel: str,
   file: str = 'accuracy.png',
 ) -> None:
-  """Draws the score of all methods after every epoch.
+  """Says that the score of all methods is to be drawn, by `report.redraw`.
+
+  Said before anything is trained, it also serves a run that is stopped.
 
   Args:
     comparison: what is compared, and where it goes.

@@ -163,19 +163,29 @@ def put_curves(folder: PathLike, curves: Mapping[str, np.ndarray]) -> None:
     curves: [runs, points] by `GROUP/METHOD/COLUMN`.
   """
   path = pathlib.Path(folder) / CURVES
-  whole: Any = {**get_curves(folder), **curves} if path.exists() else curves
+  whole: Any = {**get_curves(folder), **curves}
   with replacing(path) as partial:
     np.savez_compressed(partial, **whole)
 
 
 def get_curves(folder: PathLike) -> dict[str, np.ndarray]:
-  """The arrays of `curves.npz`, [runs, points] by `GROUP/METHOD/COLUMN`."""
-  with np.load(pathlib.Path(folder) / CURVES) as file:
+  """The arrays of `curves.npz`, [runs, points] by `GROUP/METHOD/COLUMN`.
+
+  Args:
+    folder: of the results.
+
+  Returns:
+    By name; none, if there is no such file yet.
+  """
+  path = pathlib.Path(folder) / CURVES
+  if not path.exists():
+    return {}
+  with np.load(path) as file:
     return {name: file[name] for name in file.files}
 
 
 def put_plot(folder: PathLike, plot: str, **options: Any) -> None:
-  """Says in `plots.json` that there is a plot, and draws it.
+  """Says in `plots.json` that there is a plot, for `redraw`.
 
   Args:
     folder: of the results.
@@ -188,17 +198,16 @@ def put_plot(folder: PathLike, plot: str, **options: Any) -> None:
   plots = json.loads(path.read_text()) if path.exists() else {}
   with replacing(path) as partial:
     partial.write_text(json.dumps({**plots, plot: options}, indent=1) + '\n')
-  _draw(folder, plot, options, get_curves(folder))
 
 
 def redraw(folder: PathLike) -> list[str]:
-  """Draws all plots of `plots.json` again, and gives their names.
+  """Draws all plots of `plots.json`, as far as there are curves.
 
   Args:
     folder: of the results.
 
   Returns:
-    The names of the PNGs.
+    The names of the PNGs that were drawn.
 
   Raises:
     ValueError: if the folder has no `plots.json` or no `curves.npz`.
@@ -207,9 +216,7 @@ def redraw(folder: PathLike) -> list[str]:
   for name in (PLOTS, CURVES):
     check((folder / name).exists(), f'folder {folder} has no {name}')
   plots, curves = json.loads((folder / PLOTS).read_text()), get_curves(folder)
-  for plot, options in plots.items():
-    _draw(folder, plot, options, curves)
-  return list(plots)
+  return [plot for plot in plots if _draw(folder, plot, plots[plot], curves)]
 
 
 def _draw(
@@ -217,7 +224,8 @@ def _draw(
   plot: str,
   options: Mapping[str, Any],
   curves: Mapping[str, np.ndarray],
-) -> None:
+) -> bool:
+  """Whether there was anything to draw."""
   rest = dict(options)
   kind = rest.pop('kind', 'curves')
   draw: Callable = plot_curves if kind == 'curves' else plot_quantiles
@@ -231,6 +239,7 @@ def _draw(
     own = {name: found[''] for name, found in own.items() if '' in found}
   if own:
     draw(pathlib.Path(folder) / plot, own, **rest)
+  return bool(own)
 
 
 def write_jsonl(path: PathLike, rows: Iterable[Row]) -> None:
