@@ -42,25 +42,32 @@ CHECKS = {
 }
 # Further files of costly programs, in any precision: for the second stage.
 SLOW = {
+  'bootstrap__m_dyr_h__public_a',
   'bp__gibbs__public_bag_star_tree',
   'bp__gibbs__public_chain_tree',
   'bp__gibbs__public_two_bags_one_edge_tree',
   'elr__sequence__public_c10_asym',
   'ill__noisy_label_step__public_c10_eye',
   'ill__noisy_label_step__public_c20_scale2p25',
+  'ill__partial_label_step__public_c10_full',
+  'ill__partial_label_step__public_c10_q0p3',
   'llp_bp__combined_run_map_bp__public_bag8_defaults',
   'llp_bp__combined_run_map_bp__public_excess',
   'elr_plus__step__public_c10',
+  'elr_plus__step__public_c100',
   'llp_losses__binary__public_b4m6',
   'llp_losses__binary__public_extreme',
   'mwn__step__public_big_loss',
   'mwn__step__public_linear',
+  'mwn__step__public_mlp',
+  'mwn__step__public_mlp_3steps',
   'robust__truncated_gce__public_b',
   'sop__step__public_clipped_twice',
   'sop__step__public_init_1e8',
   'sop__step__public_plain',
   'storm__step__public_adam_mlp',
   'storm__step__public_sgd_imbalanced',
+  'storm__step__public_sgd_linear_3c',
   'storm__step__public_sgd_mlp',
 }
 # What enumeration checks in tests/automata and tests/belief in any case.

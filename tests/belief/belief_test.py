@@ -477,7 +477,7 @@ def brute_max_messages(log_odds, factor):
   return [best(i, 1) - best(i, 0) - log_odds[i] for i in range(m)]
 
 
-SIZES = [slow(1), 2, slow(5), 8]
+SIZES = [1, 2, 5, 8]
 
 
 def bags_of(m):
@@ -529,7 +529,7 @@ def max_messages():
   return run(cases)
 
 
-@pytest.mark.parametrize('m', SIZES)
+@pytest.mark.parametrize('m', [slow(1), 2, slow(5), 8])
 def test_max_count_messages_are_the_best_labelings(m):
   expected = [
     brute_max_messages(z, f) for z, f in zip(*bags_of(m), strict=True)

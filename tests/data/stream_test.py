@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import chex
+from cost import slow
 from fixture_methods import co_divide, cross_entropy, linear
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ FROM_ANYWHERE = ((1, 2), (2, 0), (0, 0), (0, 1), (-1, 0), (0, 2))
   ('workers', 'places'),
   [
     (0, FROM_ANYWHERE),
-    (1, ((0, 1), (1, 0))),  # going on: the worker starts once
+    slow(1, ((0, 1), (1, 0))),  # going on: the worker starts once
     pytest.param(2, ((1, 2), (2, 0), (-1, 0)), marks=pytest.mark.slow),
   ],
 )

@@ -3,6 +3,7 @@
 import functools
 import math
 
+from cost import slow
 from fixture_losses import B, C, close, draw, run, softmax, value_and_slope
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,9 @@ def on_devices(check_vma):
   return run(step, params, Z, Y, weights, ROWS == 2)
 
 
-@pytest.mark.parametrize('name', COUPLED)
+@pytest.mark.parametrize(
+  'name', [slow(name) if name == 'dmi' else name for name in COUPLED]
+)
 @pytest.mark.parametrize(
   'check_vma', [True, pytest.param(False, marks=pytest.mark.slow)]
 )

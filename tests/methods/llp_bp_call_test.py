@@ -76,6 +76,7 @@ def test_a_step_is_that_of_refine_on_its_labels(method):
   assert metrics == {**of_parts, 'converged': 1}
 
 
+@pytest.mark.slow
 def test_ties_under_jit_are_those_of_the_graph():
   """A law that is tied again has the beliefs of one that is laid out anew."""
   points = X[:40]

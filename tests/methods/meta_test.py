@@ -394,6 +394,7 @@ def test_mlc_discounts_what_earlier_steps_say():
   assert not any(np.any(g) for g in jax.tree.leaves(last.extra.gradient))
 
 
+@pytest.mark.slow
 def test_mslc_descends_the_clean_loss_and_remembers():
   (method, state), batch = compiled('mslc'), a_batch()
   net = meta.weigher()

@@ -100,7 +100,7 @@ def interrupted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('look', 'loop'), [slow(0, 'python'), (2, 'compiled'), slow(5, 'python')]
+  ('look', 'loop'), [slow(0, 'python'), slow(2, 'compiled'), (5, 'python')]
 )
 def test_an_interrupted_run_goes_on_to_the_bit(
   look, loop, interrupted, tmp_path, capfd
