@@ -19,6 +19,13 @@ EXPECTED = {
 SKIPPED = {'check_array_api_input'}  # wants SCIPY_ARRAY_API, which is not set
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """As most users have; eight are slower here."""
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: one)
+
+
 def tiny(num_classes, shape):
   return nets.from_linen(nets.MLP(num_classes, ()), shape)
 
@@ -146,19 +153,14 @@ def test_columns_of_a_frame_are_named():
 
 @pytest.mark.slow
 def test_digits_are_learned_as_by_the_script():
-  """Two of the draws of experiments/noisy_labels.py, at its settings.
+  """A draw of experiments/noisy_labels.py, at its settings.
 
   GCE has 94.8 there and ELR 97.0, over five draws.
   """
   digits = data.load('digits')
   x, test = (part.x.reshape(-1, 64) for part in (digits.train, digits.test))
-  keys = jax.random.split(jax.random.key(0), (5, 2))[:2, 0]
-  draws = [data.noisy(key, digits, 'symmetric', 0.4).train for key in keys]
+  key = jax.random.split(jax.random.key(0), (5, 2))[0, 0]
+  draw = data.noisy(key, digits, 'symmetric', 0.4).train
   for method, least in (('gce', 0.93), ('elr', 0.96)):
-    found = [
-      NoisyLabelClassifier(method, random_state=seed)
-      .fit(x, draw)
-      .score(test, digits.test.labels)
-      for seed, draw in enumerate(draws)
-    ]
-    assert np.mean(found) > least
+    model = NoisyLabelClassifier(method, random_state=0).fit(x, draw)
+    assert model.score(test, digits.test.labels) > least

@@ -40,7 +40,7 @@ CHECKS = {
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
 }
-# Further files of costly programs, in any precision: for the second stage.
+# The first stage has a file of each function, but none of these costly ones.
 SLOW = {
   'bootstrap__m_dyr_h__public_a',
   'bp__gibbs__public_bag_star_tree',
@@ -104,9 +104,18 @@ def in_single():
   return set(map(hardest, alike.values())) if OWN else set(FILES)
 
 
+def in_first_stage():
+  """A file of each function, unless all are costly or enumerated."""
+  first = {}
+  for path in FILES:
+    if path.stem not in SLOW and not path.stem.startswith(ENUMERATED):
+      first.setdefault(pair(path), path)
+  return set(first.values())
+
+
 def runs():
   """(file, precision, whether it is slow): all that there is in the table."""
-  single = in_single()
+  single, first = in_single(), in_first_stage()
   for path in FILES:
     if pair(path) in CHECKS:
       precisions = load(path, 'f32').precisions()
@@ -114,8 +123,7 @@ def runs():
         precisions = precisions[-1:]
       for precision in precisions:
         # float32 only where there is nothing else: the mathematics is the same.
-        slow = path.stem in SLOW or path.stem.startswith(ENUMERATED)
-        slow = slow or precision != precisions[-1]
+        slow = path not in first or precision != precisions[-1]
         yield path, precision, slow and OWN
 
 

@@ -318,11 +318,8 @@ def assert_certain(name, found, gradient, chance):
 @pytest.mark.parametrize(
   'names',
   [
-    ('joint', 'automaton', 'pair', 'confidence'),
-    pytest.param(
-      ('interval', 'at least', 'multiple instance', 'apart'),
-      marks=pytest.mark.slow,
-    ),
+    slow(('joint', 'automaton', 'pair', 'confidence')),
+    slow(('interval', 'at least', 'multiple instance', 'apart')),
   ],
 )
 def test_infinite_logits_are_certain_labels_and_nan_is_nan(names):

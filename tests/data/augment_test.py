@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 
+from cost import slow
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -93,7 +94,7 @@ def on_one_device(case):
 @pytest.mark.parametrize(
   ('how', 'names'),
   [
-    ('jit', ('images', 'vectors', 'auto_augment')),
+    slow('jit', ('images', 'vectors', 'auto_augment')),
     pytest.param('jit', ('fixmatch_augment',), marks=pytest.mark.slow),
     pytest.param(
       'shard_map',

@@ -240,7 +240,7 @@ def mapped(f, devices=8, **specs):
 PARTS = 3
 
 
-@pytest.mark.parametrize('part', range(PARTS))
+@pytest.mark.parametrize('part', [0, *map(slow, range(1, PARTS))])
 def test_what_a_device_computes_does_not_depend_on_the_others(part):
   """Examples moved to other devices, beside others, have the same values."""
   some = dict(list(OF_EXAMPLES.items())[part::PARTS])

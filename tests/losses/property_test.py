@@ -531,6 +531,7 @@ def test_a_masked_class_counts_for_nothing(loss, soft):
   check_masked(loss.__name__, of('masked'), of('low'))
 
 
+@pytest.mark.slow
 def test_a_masked_class_counts_for_nothing_elsewhere_either():
   """At limits of the hyperparameters, and in losses of candidates."""
   sets = np.array([True, False, True, False])[None].repeat(64, 0)

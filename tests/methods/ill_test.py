@@ -226,6 +226,7 @@ slopes_of = jax.jit(
 )
 
 
+@pytest.mark.slow
 def test_p_hat_moves_by_the_mean_of_unlabeled_examples():
   p = np.exp(Z[0], dtype=np.float64)
   p /= p.sum(1, keepdims=True)

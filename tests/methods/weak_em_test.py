@@ -53,6 +53,7 @@ def seen(state, batch):
   return jax.nn.log_softmax(logits), infer(logits, batch)
 
 
+@pytest.mark.slow
 def test_its_terms_are_those_of_the_posterior():
   (state, step), batch = compiled(), batch_of([2, 1, 3], [1.0, 2.0, 0.0])
   log_p, found = jax.device_get(seen(state, batch))
