@@ -35,7 +35,7 @@ gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
 pytest.register_assert_rewrite('contract')  # plain asserts, outside of tests
 
 EXTRA = """array_record chex faiss flax grain hypothesis importlib_resources
-  matplotlib orbax PIL sklearn tensorboard tensorflow_datasets tqdm"""
+  matplotlib orbax pandas PIL sklearn tensorboard tensorflow_datasets tqdm"""
 
 
 def pytest_addoption(parser):
