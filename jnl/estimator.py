@@ -8,6 +8,7 @@ cross-validation, pickles. Inside, it is `train.fit` with a method of
 from collections.abc import Callable, Mapping
 import functools
 import inspect
+from types import ModuleType
 from typing import Any, Self
 import warnings
 
@@ -27,7 +28,7 @@ from sklearn.utils.validation import (
 )
 
 from jnl import data, losses, methods, nets
-from jnl.base import Method, Model, check, data_shards
+from jnl.base import Method, Model, check, check_name, data_shards
 from jnl.train import fit
 
 ROWS = 4096
@@ -288,12 +289,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       self.learning_rate > 0,
       f'learning_rate must be positive, got {self.learning_rate}',
     )
-    known = [*dir(losses), *dir(methods)]
-    check(
-      callable(self.method) or self.method in known,
-      f'method must be a name of jnl.losses or jnl.methods, or a function, got '
-      f'{self.method!r}',
-    )
+    if not callable(self.method):
+      check_name('method', self.method, [*_of(losses), *_of(methods)])
 
   def _build(self, n: int, shape: tuple, c: int, b: int) -> Method:
     """The method, the same object for the same arguments if it can be."""
@@ -305,6 +302,19 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       if 'unhashable' not in str(error):
         raise
     return _build.__wrapped__(self.method, options, *rest)
+
+
+@functools.cache
+def _of(room: ModuleType) -> dict[str, Callable]:
+  """The losses of labels, or what trains a model, by name."""
+  begins = ['logits', 'labels'] if room is losses else ['model', 'tx']
+  named = {name: getattr(room, name) for name in dir(room)}
+  return {
+    name: f
+    for name, f in named.items()
+    if inspect.isfunction(f)
+    and list(inspect.signature(f).parameters)[:2] == begins
+  }
 
 
 @functools.lru_cache(maxsize=16)
@@ -332,10 +342,10 @@ def _build(
   own = dict(options)
   if callable(method):
     return method(model, n, c, **own)
-  if method in dir(losses):
-    loss = functools.partial(getattr(losses, method), **own)
+  if method in _of(losses):
+    loss = functools.partial(_of(losses)[method], **own)
     return methods.supervised(loss, model, tx)
-  build = getattr(methods, method)
+  build = _of(methods)[method]
   known: Mapping[str, Any] = {
     'num_examples': n, 'num_classes': c, 'shards': data_shards(n, b)
   }  # fmt: skip

@@ -109,7 +109,9 @@ def test_what_is_said_of_bad_input():
     with pytest.raises((ValueError, TypeError), match=match):
       model.fit(x, y, **rest)
 
-  refused(r"method must be a name of .*got 'gec'", classifier('gec'))
+  refused("unknown method 'gec'; did you mean 'gce'", classifier('gec'))
+  refused("unknown method 'mislabeled'", classifier('mislabeled'))
+  refused("lacks 'candidates'|reads 'candidates'", classifier('proden'))
   refused('y has one class, 0', y=np.zeros(120))
   refused('contains NaN', x=np.where(np.arange(2) == 1, np.nan, x))
   refused('Unknown label type', y=np.linspace(0, 1, 120))
