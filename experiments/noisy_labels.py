@@ -160,9 +160,11 @@ def main(config: Config) -> None:
   ways = {name: settings_of(name, config, cells) for name in config.methods}
   comparisons = [compared(config, ways, cell, cells) for cell in cells]
 
+  noisy = np.concatenate([cell.train for cell in cells])
+  held_out = np.concatenate([cell.validation for cell in cells])
+
   def done(name: str, one: Trained) -> Trained:
     if name == 'elr':
-      noisy = np.concatenate([cell.train for cell in cells])
       one = one.also({'flag_f1': flag_f1(one.fit, noisy, dataset.train.labels)})
     return record_cells(comparisons, config, name, one)
 
@@ -170,12 +172,19 @@ def main(config: Config) -> None:
   methods = {name: build(ways[name], config, dataset) for name in ways}
   trained = train_each(
     methods,
-    lambda name: train(name, methods[name], ways[name], config, dataset, cells),
+    lambda name: train(
+      name, methods[name], ways[name], config, dataset, noisy, held_out
+    ),
     done,
   )
   print_table(config, comparisons, trained)
   report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
+
+
+def keys_of(config: Config) -> jax.Array:
+  """For each seed a key of its labels and one of its training."""
+  return jax.random.split(jax.random.key(0), (config.seeds, 2))
 
 
 def train(
@@ -184,17 +193,16 @@ def train(
   way: Settings,
   config: Config,
   dataset: Dataset,
-  cells: list[Cell],
+  noisy: np.ndarray,
+  held_out: np.ndarray,
 ) -> Fit:
   """All runs of a method: those of the first cell, of the second, and so on."""
-  keys = jax.random.split(jax.random.key(0), (config.seeds, 2))[:, 1]
-  noisy = np.concatenate([cell.train for cell in cells])
-  held_out = np.concatenate([cell.validation for cell in cells])
+  keys = keys_of(config)[:, 1]
   with script.logging(config, name) as log:
     return fit_many(
       method,
       {'x': dataset.train.x, 'labels': PerRun(noisy)},
-      jnp.tile(keys, len(cells)),
+      jnp.tile(keys, len(noisy) // config.seeds),
       epochs=way.epochs,
       batch_size=way.batch_size,
       held_out={
@@ -250,7 +258,7 @@ def read(config: Config) -> Dataset:
 
 def spoil(config: Config, dataset: Dataset, noise: str, rate: float) -> Cell:
   """Wrong labels of a noise and rate for each seed."""
-  keys = jax.random.split(jax.random.key(0), (config.seeds, 2))[:, 0]
+  keys = keys_of(config)[:, 0]
   draw = functools.partial(
     data.noisy, data_dir=config.data_dir, file=config.draw
   )

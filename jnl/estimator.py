@@ -297,11 +297,10 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     options = tuple(self._options().items())
     rest = self.net, self.learning_rate, self.weight_decay, n, shape, c, b
     try:
-      return _build(self.method, options, *rest)
-    except TypeError as error:
-      if 'unhashable' not in str(error):
-        raise
-    return _build.__wrapped__(self.method, options, *rest)
+      hash((self.method, options, rest))
+    except TypeError:  # an option is an array, say
+      return _method_of.__wrapped__(self.method, options, *rest)
+    return _method_of(self.method, options, *rest)
 
 
 @functools.cache
@@ -318,7 +317,7 @@ def _of(room: ModuleType) -> dict[str, Callable]:
 
 
 @functools.lru_cache(maxsize=16)
-def _build(
+def _method_of(
   method: Any,
   options: tuple,
   net: Any,

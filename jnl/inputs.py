@@ -75,6 +75,25 @@ def read_logits(
   return bounded(logits) if masked else logits
 
 
+def is_missing(value: Any) -> bool:
+  """Whether a cell of a table is empty: None, NaN, NA or NaT.
+
+  Args:
+    value: of any kind.
+
+  Returns:
+    A bool.
+
+  >>> is_missing(float('nan')), is_missing(None), is_missing(0)
+  (True, True, False)
+  """
+  if value is None or type(value).__name__ in ('NAType', 'NaTType'):
+    return True
+  if isinstance(value, np.datetime64 | np.timedelta64):
+    return bool(np.isnat(value))
+  return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
 def read_labels(
   labels: Any,
   num_classes: int,

@@ -125,7 +125,7 @@ def test_what_is_said_of_bad_input():
 
 
 def test_columns_of_a_frame_are_named():
-  pandas = pytest.importorskip('pandas')
+  pandas = pytest.importorskip('pandas', reason="pip install -e '.[test]'")
   x, noisy, labels = blobs()
   frame = pandas.DataFrame(x, columns=['east', 'north'])
   frame['soil'] = pandas.Categorical(np.array(['clay', 'sand', 'peat'])[labels])

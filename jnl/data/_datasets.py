@@ -30,7 +30,7 @@ class Dataset(NamedTuple):
   Attributes:
     name: as given to `load`.
     num_classes: c.
-    train: for training, in shuffled order.
+    train: what a method trains on, once its labels are made noisy.
     validation: for choosing an epoch by labels as noisy as those of `train`;
       with `train` it makes up the published training set.
     test: with clean labels, looked at for the report alone.

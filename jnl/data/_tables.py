@@ -12,6 +12,7 @@ import numpy as np
 
 from jnl import noise
 from jnl.base import check
+from jnl.inputs import is_missing
 
 ARRAYS = tuple(
   f'{kind}_{part}' for kind in ('num', 'cat', 'y') for part in ('train', 'test')
@@ -353,17 +354,6 @@ def _codes_of(values: np.ndarray) -> tuple[np.ndarray, list[Any]]:
   codes = np.full(len(values), -1)
   levels, codes[there] = np.unique(values[there], return_inverse=True)
   return codes, levels.tolist()
-
-
-def is_missing(value: Any) -> bool:
-  """Whether a cell of a table is empty: None, NaN, NA or NaT.
-
-  >>> is_missing(float('nan')), is_missing(None), is_missing(0)
-  (True, True, False)
-  """
-  if value is None or type(value).__name__ in ('NAType', 'NaTType'):
-    return True
-  return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
 def values_of(column: Any) -> np.ndarray:

@@ -42,6 +42,7 @@ def _call_of(module: nn.Module | nnx.Module) -> Call:
     f'{kind} has no __call__; give from_linen or from_nnx a `call`',
     TypeError,
   )
+  # Flax does not declare __call__, and it was just looked for.
   signature = inspect.signature(module.__call__)  # type: ignore[operator]
   parameters = list(signature.parameters.values())
   check(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnl.base import PAD, Array, Key, check, check_key
+from jnl.inputs import is_missing
 
 
 class Bags(NamedTuple):
@@ -334,12 +335,8 @@ def is_key(value: Any) -> bool:
   >>> [is_key(value) for value in ('a', 7, (1, 2), 0.5, None, [])]
   [True, True, True, False, False, False]
   """
-  missing = value is None or type(value).__name__ in ('NAType', 'NaTType')
-  if missing or isinstance(value, float | np.floating):
-    return False
-  if isinstance(value, np.datetime64 | np.timedelta64) and np.isnat(value):
-    return False
-  return isinstance(value, Hashable)
+  named = isinstance(value, Hashable) and not is_missing(value)
+  return named and not isinstance(value, float | np.floating)
 
 
 def _numbered(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

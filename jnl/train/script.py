@@ -119,29 +119,25 @@ def check_common(config: Common, methods: Collection[str]) -> None:
   check(every >= 0, f'checkpoint-every must not be negative, got {every}')
 
 
-def listing(methods: Mapping[str, Any], title: str = 'methods') -> str:
+def listing(methods: Mapping[str, Callable]) -> str:
   """Lines for `--help` that say what each method is.
 
   Args:
-    methods: by name, a line, or a function whose docstring begins with one.
-    title: above them.
+    methods: by name, functions whose docstrings begin with a line.
 
   Returns:
     The lines, after an empty one.
 
-  >>> print(listing({'ce': 'cross-entropy', 'abs': abs}))
+  >>> print(listing({'abs': abs}))
   <BLANKLINE>
   methods:
-    ce   cross-entropy
     abs  Return the absolute value of the argument
   """
-  width = max(map(len, methods))
-  lines = [f'{title}:']
-  for name, said in methods.items():
-    line = said if isinstance(said, str) else (said.__doc__ or '')
-    line = line.strip().partition('\n')[0].rstrip('.')
-    lines.append(f'  {name:<{width}}  {line}')
-  return '\n' + '\n'.join(lines)
+  width, lines = max(map(len, methods)), ['', 'methods:']
+  for name, method in methods.items():
+    first = (method.__doc__ or '').strip().partition('\n')[0]
+    lines.append(f'  {name:<{width}}  {first.rstrip(".")}')
+  return '\n'.join(lines)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from jnl import data, noise
 from jnl.data import Dataset, from_arrays, from_table, ngram_ids, token_ids
 
-pd = pytest.importorskip('pandas')
+pd = pytest.importorskip('pandas', reason="pip install -e '.[test]'")
 
 N = 40
 CITIES = ['north', 'east', 'south', 'east'] * (N // 4)
