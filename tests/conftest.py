@@ -34,8 +34,11 @@ gc.set_threshold(50_000, 20, 100)  # jax makes many objects that stay
 
 pytest.register_assert_rewrite('contract')  # plain asserts, outside of tests
 
-EXTRA = """array_record chex faiss flax grain hypothesis importlib_resources
-  matplotlib orbax pandas PIL sklearn tensorboard tensorflow_datasets tqdm"""
+EXTRAS = {
+  'test': 'chex flax grain hypothesis matplotlib orbax PIL sklearn tqdm',
+  'test-slow': """array_record faiss importlib_resources pandas tensorboard
+    tensorflow_datasets""",
+}
 
 
 def pytest_addoption(parser):
@@ -49,9 +52,11 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-  missing = [m for m in EXTRA.split() if importlib.util.find_spec(m) is None]
-  if missing:
-    terminalreporter.write_line(
-      f"not installed: {', '.join(missing)}; pip install -e '.[test]' has them",
-      red=True,
-    )
+  for extra, names in EXTRAS.items():
+    missing = [m for m in names.split() if importlib.util.find_spec(m) is None]
+    if missing:
+      terminalreporter.write_line(
+        f'not installed: {", ".join(missing)}; '
+        f"pip install -e '.[{extra}]' has them",
+        red=extra == 'test',
+      )

@@ -428,20 +428,15 @@ class Contract:
     state, metrics = case.run(case.step, start)
     chex.assert_tree_all_finite((state, metrics))
 
-  # The same statements in other modes; pmap is shard_map without its check.
-
-  @pytest.mark.slow
-  @pytest.mark.parametrize('how', ['jit', 'pmap'])
-  def test_eight_devices_equal_one_in_other_modes(self, how):
-    check_mode(self.case, how)
-
 
 class EveryMode(Contract):
-  """The contract of one method of every kind, with what others leave for later.
+  """The contract of one method of every kind, in other modes as well.
 
-  A table, a stack of networks with a refit, meta gradients over two streams.
+  A table, bags, networks with a refit, meta gradients over two streams. What
+  the modes differ in is how a step is placed, not what it computes.
   """
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('how', ['jit', 'shard_map', 'pmap'])
   def test_eight_devices_equal_one_in_other_modes(self, how):
     check_mode(self.case, how)

@@ -2,6 +2,7 @@
 
 import pickle
 
+from extras import needs
 import jax
 import numpy as np
 import pytest
@@ -124,8 +125,10 @@ def test_what_is_said_of_bad_input():
     classifier(classes_=3)
 
 
+@needs('pandas')
 def test_columns_of_a_frame_are_named():
-  pandas = pytest.importorskip('pandas', reason="pip install -e '.[test]'")
+  import pandas
+
   x, noisy, labels = blobs()
   frame = pandas.DataFrame(x, columns=['east', 'north'])
   frame['soil'] = pandas.Categorical(np.array(['clay', 'sand', 'peat'])[labels])

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 
+from extras import marks
 import jax
 import numpy as np
 import processes
@@ -111,7 +112,10 @@ def test_smoke(name, tmp_path, capsys):
     ('--methods ce,ecl', "unknown method 'ecl'; did you mean"),
     ('--net mpl', "unknown net 'mpl'; did you mean 'mlp'"),
     ('--noise symetric', "unknown noise 'symetric'; did you mean 'symmetric"),
-    ('--dataset digit', "unknown dataset 'digit'; did you mean 'digits'"),
+    pytest.param(
+      *('--dataset digit', "unknown dataset 'digit'; did you mean 'digits'"),
+      marks=marks('tensorflow_datasets'),
+    ),
     ('--seeds 0', 'seeds must be at least 1'),
     ('--augment crop', "unknown augment 'crop'; did you mean 'crop_flip'"),
     ('--dtype float8', "unknown dtype 'float8'; did you mean 'float32'"),

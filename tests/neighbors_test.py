@@ -1,5 +1,6 @@
 """Neighbors against scikit-learn, graphs against dense matrices."""
 
+from extras import marks, needs
 from fixture_programs import compiled
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jnl.base import PAD
 
 RNG = np.random.default_rng(0)
 SLOW = pytest.mark.slow
+WAYS = ['exact', pytest.param('faiss', marks=marks('faiss'))]
 
 
 def reference(points, k, metric):
@@ -23,25 +25,22 @@ def reference(points, k, metric):
   return fitted.kneighbors(n_neighbors=k)  # without the point itself
 
 
-SEARCHES = [
-  (n, d, k, metric, search)
-  for n, d, k in [(2, 1, 1), (6, 3, 5), (300, 2, 4), (1500, 20, 5)]
-  for metric in ('euclidean', 'cosine')
-  for search in ('exact', 'faiss')
-]
-FIRST = [
-  (2, 1, 1, 'cosine', 'exact'),
-  (6, 3, 5, 'euclidean', 'faiss'),
-  (1500, 20, 5, 'euclidean', 'exact'),
-  (1500, 20, 5, 'cosine', 'exact'),
-]
+def size(n, d, k, metric, slow=True):
+  return pytest.param(n, d, k, metric, marks=[SLOW] if slow else [])
 
 
+@pytest.mark.parametrize('search', WAYS)
 @pytest.mark.parametrize(
-  ('n', 'd', 'k', 'metric', 'search'),
+  ('n', 'd', 'k', 'metric'),
   [
-    pytest.param(*case, marks=[] if case in FIRST else SLOW)
-    for case in SEARCHES
+    size(2, 1, 1, 'cosine', slow=False),
+    size(2, 1, 1, 'euclidean'),
+    size(6, 3, 5, 'cosine'),
+    size(6, 3, 5, 'euclidean', slow=False),
+    size(300, 2, 4, 'cosine'),
+    size(300, 2, 4, 'euclidean'),
+    size(1500, 20, 5, 'cosine', slow=False),
+    size(1500, 20, 5, 'euclidean', slow=False),
   ],
 )
 def test_the_nearest_are_sklearns(n, d, k, metric, search):
@@ -68,18 +67,18 @@ def test_all_blocks_of_queries(monkeypatch):
   )
 
 
+@pytest.mark.parametrize('search', WAYS)
 @pytest.mark.parametrize(
   'metric', ['euclidean', pytest.param('cosine', marks=SLOW)]
 )
-def test_queries_apart_from_points(metric):
+def test_queries_apart_from_points(metric, search):
   points = RNG.normal(size=(400, 5)).astype(np.float32)
   queries = RNG.normal(size=(7, 5)).astype(np.float32)
   fitted = NearestNeighbors(algorithm='brute', metric=metric).fit(points)
   distances, index = fitted.kneighbors(queries, 3)
-  for search in ('exact', 'faiss'):
-    found = neighbors.nearest(queries, points, 3, metric=metric, search=search)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+  found = neighbors.nearest(queries, points, 3, metric=metric, search=search)
+  np.testing.assert_array_equal(found.index, index)
+  np.testing.assert_allclose(found.distances, distances, atol=1e-6)
 
 
 def test_a_point_may_find_itself_among_others():
@@ -113,13 +112,17 @@ def test_duplicates_are_at_distance_zero():
   np.testing.assert_allclose(same.distances, 0)
 
 
-def test_vectors_of_zeros_are_at_cosine_distance_one():
+@pytest.mark.parametrize('search', WAYS)
+def test_vectors_of_zeros_are_at_cosine_distance_one(search):
   points = np.array([[0, 0], [1, 0], [-1, 0], [1, 1], [0, 0]], np.float32)
-  for search in ('exact', 'faiss'):
-    found = neighbors.knn(points, 4, metric='cosine', search=search)
-    np.testing.assert_allclose(found.distances[0], 1)
-    distances, _ = reference(points, 4, 'cosine')
-    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+  found = neighbors.knn(points, 4, metric='cosine', search=search)
+  np.testing.assert_allclose(found.distances[0], 1)
+  distances, _ = reference(points, 4, 'cosine')
+  np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+
+
+def test_pairs_with_a_vector_of_zeros_are_at_cosine_distance_one():
+  points = np.array([[0, 0], [1, 0], [-1, 0], [1, 1], [0, 0]], np.float32)
   index = np.array([[4], [0], [1], [1], [0]])
   apart = compiled(
     lambda x: neighbors.pair_distances(x, index, metric='cosine')
@@ -259,6 +262,7 @@ def test_faiss_that_is_not_there(monkeypatch):
     neighbors.knn(np.zeros((3, 2)), 1, search='faiss')
 
 
+@needs('faiss')
 def test_faiss_is_used_if_asked_for_alone(monkeypatch):
   """By default the same program runs wherever jnl is installed."""
 

@@ -263,9 +263,6 @@ class TestSupervisedBags(Contract):
   def arrays(self):
     return bags()
 
-  # Methods that are built so have the other modes in methods/dllp_test.py.
-  test_eight_devices_equal_one_in_other_modes = None
-
 
 class TestTwoNetworksAndARefit(EveryMode):
   def make(self):
@@ -279,6 +276,3 @@ class TestASecondStream(Contract):
 
   def streams(self):
     return {'meta': BATCH + SHARDS}
-
-  # Methods of a second stream have the other modes in methods/l2rw_test.py.
-  test_eight_devices_equal_one_in_other_modes = None

@@ -2,6 +2,7 @@
 
 import functools
 
+from extras import needs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +39,7 @@ def test_digits_are_the_published_rows_split_once():
   assert (other.train.id != digits.train.id).any()
 
 
+@needs('tensorflow_datasets')
 def test_an_unknown_name_is_answered_with_close_ones():
   with pytest.raises(ValueError, match=r"unknown dataset 'digit'; .*'digits'"):
     load('digit')

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 
+from extras import needs
 import numpy as np
 from PIL import Image
 import pytest
@@ -277,6 +278,7 @@ def published(tmp_path, monkeypatch):
   return folder
 
 
+@needs('tensorflow_datasets')
 def test_tfds_prepares_published_files_and_reads_them(published, tmp_path):
   root = tmp_path / 'tfds'
   tfds.prepare('fashion_mnist', downloads=published, root=root)
@@ -290,7 +292,7 @@ def test_tfds_prepares_published_files_and_reads_them(published, tmp_path):
     np.testing.assert_array_equal(part.labels, LABELS[rows])
 
 
-@pytest.mark.slow
+@needs('tensorflow_datasets')
 def test_reading_tfds_needs_no_tensorflow(published, tmp_path):
   tfds.prepare('fashion_mnist', downloads=published, root=tmp_path / 'tfds')
   code = (
@@ -307,6 +309,7 @@ def test_reading_tfds_needs_no_tensorflow(published, tmp_path):
   assert run.stdout.split() == ['13', 'False'], run.stderr
 
 
+@needs('tensorflow_datasets')
 def test_a_download_that_is_not_the_published_file_is_refused(
   published, tmp_path
 ):
@@ -315,6 +318,7 @@ def test_a_download_that_is_not_the_published_file_is_refused(
     tfds.prepare('fashion_mnist', downloads=published, root=tmp_path / 'tfds')
 
 
+@needs('tensorflow_datasets')
 def test_unknown_names_are_answered_with_close_ones(tmp_path):
   with pytest.raises(ValueError, match="unknown dataset 'fashion_mnits'; did"):
     tfds.read('fashion_mnits', root=tmp_path)

@@ -3,13 +3,15 @@
 import copy
 import pickle
 
+from extras import marks
 import numpy as np
 import pytest
 
 from jnl import data, noise
 from jnl.data import Dataset, from_arrays, from_table, ngram_ids, token_ids
 
-pd = pytest.importorskip('pandas', reason="pip install -e '.[test]'")
+pytestmark = marks('pandas')
+pd = pytest.importorskip('pandas', reason="pip install -e '.[test-slow]'")
 
 N = 40
 CITIES = ['north', 'east', 'south', 'east'] * (N // 4)

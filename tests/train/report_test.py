@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from extras import needs
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_options_are_the_fields(capsys):
   assert 'default: ce,elr' in shown
 
 
+@needs('tensorboard')
 def test_tensorboard_reads_what_fit_logs(tmp_path):
   from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
