@@ -9,6 +9,7 @@
 - `belief`: an iteration of belief propagation against a pass over its ties.
 - `neighbors`: nearest neighbors against scikit-learn's.
 - `pgmax_comparison`: belief propagation beside PGMax, if it is installed.
+- `cleanlab_comparison`: confident learning beside cleanlab, if it is installed.
 
   python experiments/throughput.py                   # twelve minutes
   python experiments/throughput.py --sections losses --dtype bfloat16
@@ -37,6 +38,7 @@ import os
 
 from benchmarks import (
   belief,
+  cleanlab_comparison,
   clock,
   counts,
   em,
@@ -62,11 +64,13 @@ SECTIONS = {
   'belief': belief,
   'neighbors': neighbors,
   'pgmax_comparison': pgmax_comparison,
+  'cleanlab_comparison': cleanlab_comparison,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(
+  cleanlab_comparison.Options,
   pgmax_comparison.Options,
   neighbors.Options,
   belief.Options,

@@ -10,6 +10,7 @@ First steps
   train.fit(method, data, key, ...)  trains it
   estimator.NoisyLabelClassifier     all of it, as scikit-learn has it
 Rooms
+  audit       which labels are wrong: confident learning, scores, duplicates
   noise       wrong labels, candidates and bags, made to measure
   em          posteriors of imprecise labels and their losses
   automata    exact inference in bags: counts, relations
@@ -35,6 +36,7 @@ from jnl.base import Table as Table
 
 if TYPE_CHECKING:
   from jnl import (
+    audit,
     automata,
     base,
     belief,
@@ -59,6 +61,7 @@ __version__ = '0.1.0'
 """The one place that says it; pyproject.toml reads it from here."""
 
 __all__ = [  # what `help(jnl)` shows; of the classes it would print tuple's own
+  'audit',
   'automata',
   'base',
   'belief',

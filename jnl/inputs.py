@@ -208,9 +208,9 @@ def off_simplex(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def check_simplex(
   name: str,
-  rows: Array,
+  rows: ArrayLike,
   *,
-  where: Array | None = None,
+  where: ArrayLike | None = None,
   may_be_zero: bool = False,
 ) -> None:
   """Outside jit raises ValueError unless the rows [..., c] are probabilities.

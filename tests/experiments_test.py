@@ -4,6 +4,7 @@ One script is run as users run it; the others, and that one with all its
 methods, in this process.
 """
 
+import csv
 import dataclasses
 import functools
 import json
@@ -19,12 +20,13 @@ import numpy as np
 import processes
 import pytest
 
+from jnl.data import load
 from jnl.methods import _published
 from jnl.train import _fit, _plan, parse, run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
-EXPERIMENTS = sorted(SCRIPTS - {'throughput'})  # that has a test of its own
+EXPERIMENTS = sorted(SCRIPTS - {'throughput', 'label_audit'})  # see their tests
 CHANGED = """--dtype bfloat16 --standardize --augment crop_flip
   --noise symmetric_inclusive --rate .5"""
 FIELDS = 'experiment method dataset setting seed metric last best_val seconds'
@@ -261,6 +263,14 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('meta_rescaling', '--rate 1.5', 'rate must lie in [0, 1], got 1.5'),
     ('meta_rescaling', '--epochs 5,0', 'epochs must be numbers from 1 on'),
     ('meta_rescaling', '--imbalance .1', 'imbalance must be at least 1'),
+    ('label_audit', '--npz absent.npz', 'absent.npz is not there, or is no np'),
+    ('label_audit', '--rule bot', "unknown rule 'bot'; did you mean 'both'"),
+    ('label_audit', '--method elrs', "unknown method 'elrs'; did you mean 'el"),
+    ('label_audit', '--noise human', "unknown noise 'human'; "),
+    ('benchmark_errors', '--methods cnns', "unknown method 'cnns'; did you me"),
+    ('benchmark_errors', '--methods guesser', 'methods must name one to train'),
+    ('benchmark_errors', '--prevalence 5', 'prevalence must lie in [0, 1], g'),
+    ('benchmark_errors', '--methods mlp,guesser', "errors '' lacks pred_prob"),
   ],
 )
 def test_bad_options_of_others(name, argv, message, tmp_path):
@@ -274,6 +284,7 @@ def test_bad_options_of_others(name, argv, message, tmp_path):
   ('name', 'argv', 'message'),
   [
     ('noisy_labels', '--draw absent.npz', 'absent.npz'),
+    ('benchmark_errors', '--errors absent.npz', 'absent.npz'),
     ('weak_supervision', '--positive 17', 'positive must leave both classes'),
     ('imprecise_labels', '--ratio 1.5 --setting partial', 'q must lie in'),
     ('meta_rescaling', '--meta-per-class 500', 'meta_per_class must be less'),
@@ -294,6 +305,66 @@ def test_another_script_runs(mine, tmp_path, capsys):
   name, argv = 'label_proportions', '--bags order --net strided_cnn'
   here(name, *mine, *argv.split(), '--methods', 'dsq', '--out', tmp_path)
   assert len(check_results(name, tmp_path, capsys.readouterr().out, 1)) == 1
+
+
+def check_audit(out, printed, known):
+  """What an audit promises: a table, rows of it, a list, a page."""
+  rows = rows_in(out)
+  assert len(rows) == 7
+  for row in rows:
+    assert row['experiment'] == 'label_audit'
+    assert row['rule'] in printed
+    assert ('precision' in row) == known
+  with (out / 'issues.csv').open(newline='') as file:
+    issues = list(csv.DictReader(file))
+  assert len(issues) == rows[0]['look_wrong'] > 0
+  assert {row['rule'] for row in issues} == {rows[0]['rule']}
+  page = (out / 'audit.html').read_text()
+  assert 'Content-Security-Policy' in page
+  assert f'{len(issues)} of' in page
+  return issues, page
+
+
+def test_an_audit_of_a_file(tmp_path, capsys):
+  label, text = '<b>b</b>', '<script>alert(1)</script>'
+  labels = np.arange(60) % 3
+  probs = np.full((60, 3), 0.1) + 0.7 * np.eye(3)[labels]
+  labels[7] = 2  # it was 1
+  texts, names = [f'{i} {text}' for i in range(60)], ['a', label, 'c, "d"']
+  arrays = {'labels': labels, 'pred_probs': probs, 'class_names': names}
+  np.savez(tmp_path / 'mine.npz', **arrays, texts=texts)
+  out = tmp_path / 'out'
+  here('label_audit', '--npz', tmp_path / 'mine.npz', '--out', out)
+  issues, page = check_audit(out, capsys.readouterr().out, known=False)
+  (found,) = issues
+  assert (found['row'], found['duplicate group']) == ('7', '')
+  assert (found['given'], found['suggested']) == (names[2], label)
+  assert '7 &lt;script&gt;alert(1)&lt;/script&gt;' in page
+  assert text not in page
+  assert label not in page
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_data_set(tmp_path, capsys):
+  for argv in ('', '--method elr --noise pair_flip'):
+    out = tmp_path / f'out{argv[:3]}'
+    here('label_audit', '--smoke', *argv.split(), '--out', out)
+    issues, page = check_audit(out, capsys.readouterr().out, known=True)
+    assert len(issues) > 100
+    assert 'data:image/png' in page
+    assert all(0 < row['precision'] < 1 for row in rows_in(out))
+  # A file of features and images, in which two rows are the same.
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (40, 9, 9), np.uint8)
+  images[30] = images[0]
+  probs = rng.dirichlet(np.ones(3), 40)
+  arrays = {'labels': np.arange(40) % 3, 'pred_probs': probs, 'images': images}
+  for features in ({}, {'features': images.reshape(40, -1)[:, :50]}):
+    np.savez(tmp_path / 'mine.npz', **arrays, **features)
+    out = tmp_path / f'file{len(features)}'
+    argv = '--npz', tmp_path / 'mine.npz', '--out', out
+    here('label_audit', *argv, '--rule', 'predicted_neq_given')
+    assert '2 examples, labels agree' in (out / 'audit.html').read_text()
 
 
 @pytest.fixture
@@ -350,6 +421,7 @@ def traced(monkeypatch):
       '--meta-per-class 2',
       4,
     ),
+    ('benchmark_errors', '', 4),
   ],
 )
 def test_every_method_and_kind_of_evidence(
@@ -359,3 +431,52 @@ def test_every_method_and_kind_of_evidence(
   here(name, *argv.split(), '--seeds', 2, '--out', tmp_path)
   found = check_results(name, tmp_path, capsys.readouterr().out)
   assert len(found) == methods
+
+
+@pytest.mark.slow
+def test_votes_of_people_and_the_model_that_asked_them(mine, traced, tmp_path):
+  test = load('mine', data_dir=mine[3]).test
+  given, index = test.labels[:20], np.arange(20)
+  guessed = (given + 1) % 10
+  own = np.r_[guessed, test.labels[20:]]  # and so the guesser's
+  arrays = {
+    'mturk_index': index,
+    'given_original_label': given,
+    'our_guessed_label': guessed,
+    'pred_probs': np.eye(10)[own],
+    'votes_given': np.where(index < 10, 1, 5),
+    'votes_guessed': np.where(index < 10, 4, 0),
+    'votes_neither': np.zeros(20, int),
+  }
+  script = functools.partial(here, 'benchmark_errors', *mine)
+  errors, out = tmp_path / 'errors.npz', tmp_path / 'out'
+  argv = ['--methods', 'linear,guesser', '--errors', errors, '--out', out]
+  np.savez(errors, **arrays)
+  script(*argv)
+  assert check_results('benchmark_errors', out, 'linear') == {'linear'}
+  lines = (out / 'prevalence.jsonl').read_text().splitlines()
+  found = {
+    (row['labels'], row['share']): [row['accuracy'], row['low'], row['high']]
+    for row in map(json.loads, lines)
+    if row['model'] == 'guesser'
+  }
+  # Ten rows of 150 are errors; ten of the guesses were rejected.
+  right = found['corrected', 0.0]
+  assert right[0] == pytest.approx(130 / 140)
+  assert right[1] < right[0] < right[2]
+  assert found['given', 0.5] == pytest.approx([x / 2 for x in right])
+  assert found['corrected', 0.5] == pytest.approx([(1 + x) / 2 for x in right])
+  assert ('given', 10 / 150) in found
+  (flip,) = map(json.loads, (out / 'flips.jsonl').read_text().splitlines())
+  assert flip['models'] == ['guesser', 'linear']
+  assert flip['flip'] is None
+  for name, value, message in (
+    ('votes_neither', None, 'lacks votes_neither'),
+    ('given_original_label', guessed, 'are not of the test set of mine'),
+    ('mturk_index', index + 140, 'are not of the test set of mine'),
+    ('pred_probs', np.eye(10), 'are not of the test set of mine'),
+  ):
+    other = {**arrays, name: value}
+    np.savez(errors, **{k: v for k, v in other.items() if v is not None})
+    with pytest.raises(ValueError, match=message):
+      script(*argv)

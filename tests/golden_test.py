@@ -13,9 +13,11 @@ import functools
 import os
 import pathlib
 
+import golden_audit
 import golden_automata
 import golden_belief
 from golden_case import Case, side_by_side
+import golden_crowd
 import golden_em
 import golden_losses
 import golden_meta
@@ -32,8 +34,10 @@ FILES = sorted(FOLDER.glob('*.npz'))
 OWN = FOLDER == DEFAULT
 pytestmark = [] if OWN else [pytest.mark.unbounded]
 CHECKS = {
+  **golden_audit.CHECKS,
   **golden_automata.CHECKS,
   **golden_belief.CHECKS,
+  **golden_crowd.CHECKS,
   **golden_em.CHECKS,
   **golden_losses.CHECKS,
   **golden_meta.CHECKS,

@@ -34,7 +34,7 @@ OWNERS = {
   'matplotlib': ('jnl.train.report',),
   'tqdm': ('jnl.train._fit',),
   'tensorboard': ('jnl.train.report',),
-  'PIL': ('jnl.data',),
+  'PIL': ('jnl.data', 'jnl.train._html'),
   'absl': ('jnl.data',),
   'faiss': ('jnl.neighbors',),
   'chex': (),
@@ -42,7 +42,10 @@ OWNERS = {
 }
 # Roles that are built from steps: they train networks of their own.
 STEPS_IN = ('jnl.teacher', 'jnl.meta._networks')
-PUBLIC = {'data/augment', 'train/report', 'train/scores', 'train/script'}
+PUBLIC = {
+  'data/augment',
+  *(f'train/{name}' for name in ('page', 'report', 'scores', 'script')),
+}
 CONTRACTS = {'Contract', 'EveryMode'}
 LONG = {}  # functions of more than 50 lines of code, and their numbers
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 ROOMS = (
   'losses',
   'methods',
+  'audit',
   'noise',
   'em',
   'automata',
@@ -26,6 +27,7 @@ ROOMS = (
   'train',
   'train.scores',
   'train.report',
+  'train.page',
   'train.script',
   'estimator',
   'base',

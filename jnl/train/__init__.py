@@ -3,8 +3,10 @@
 `fit` trains a method, `fit_many` several runs of one, `train_each` several
 methods, and `record` and `compare` say what came of them; `evaluate` scores a
 state on held-out data by a `Score`, of which `scores` has the usual ones.
+`out_of_fold` gives probabilities of every row by a model that has not seen it.
 `parallel` and `place` wire a step of a loop of one's own to several devices.
-`report` writes tables, JSON lines and plots, and `script` is for experiments.
+`report` writes tables, JSON lines and plots, `page` what an audit of labels
+found, to be looked at; `script` is for experiments.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from jnl._lazy import names_of
 
 if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.train import page as page
   from jnl.train import report as report
   from jnl.train import scores as scores
   from jnl.train import script as script
@@ -33,6 +36,9 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.train._fit import Fit as Fit
   from jnl.train._fit import fit as fit
   from jnl.train._fit import fit_many as fit_many
+  from jnl.train._out_of_fold import OutOfFold as OutOfFold
+  from jnl.train._out_of_fold import out_of_fold as out_of_fold
+  from jnl.train._out_of_fold import training_size as training_size
   from jnl.train._parallel import auto as auto
   from jnl.train._parallel import check_layout as check_layout
   from jnl.train._parallel import data_mesh as data_mesh
@@ -58,6 +64,7 @@ _NAMES = {
   ),
   '_evaluate': ('evaluate', 'padded_batches'),
   '_fit': ('Checkpoint', 'Fit', 'fit', 'fit_many'),
+  '_out_of_fold': ('OutOfFold', 'out_of_fold', 'training_size'),
   '_parallel': (
     'auto',
     'check_layout',
@@ -69,7 +76,7 @@ _NAMES = {
   ),
   '_plan': ('Augment', 'Stream'),
   '_score': ('Score',),
-  '': ('report', 'scores', 'script'),
+  '': ('page', 'report', 'scores', 'script'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""
 

@@ -1,0 +1,552 @@
+"""Labels of many people: their consensus, and how good each vote is."""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple, get_args
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
+
+from jnl.audit._rows import is_jax, numbers, read_probs
+from jnl.base import Array, check, check_name, is_concrete
+from jnl.inputs import check_simplex
+
+Consensus = Literal['best_quality', 'majority_vote']
+Quality = Literal['crowdlab', 'agreement']
+LEAST = 1e-6
+"""The least weight and the least error, as in the official code."""
+TINY = 1e-30
+"""The least probability whose logarithm is taken, as in the official code."""
+COARSE = np.array([0.1, 0.2, 0.5, 0.8, 1, 2, 3, 5, 8])
+"""The temperatures that are tried first."""
+
+
+class Crowd(NamedTuple):
+  """What `crowdlab` says of items, annotators and votes. NaN: nothing is known.
+
+  Attributes:
+    labels: [n] int32, the consensus.
+    quality: [n], how probable it is that the consensus is right.
+    agreement: [n], the share of the votes that are for the consensus; NaN for
+      an item without votes.
+    annotator_quality: [a], how good the labels of each are; NaN for those who
+      never vote on an item together with others, unless nobody does.
+    vote_quality: [n, a], how probable it is that this vote is right; NaN where
+      there is none.
+    model_weight: [], of the probabilities in the posterior.
+    annotator_weights: [a], of a vote of each; 0 for those who never vote.
+    posterior: [n, c], P(true label | votes, model).
+  """
+
+  labels: Any
+  quality: Any
+  agreement: Any
+  annotator_quality: Any
+  vote_quality: Any
+  model_weight: Any
+  annotator_weights: Any
+  posterior: Any
+
+
+def majority_vote(
+  votes: ArrayLike,
+  pred_probs: ArrayLike | None = None,
+  *,
+  num_classes: int | None = None,
+) -> Any:
+  """The label that most annotators gave, ties broken in a defined order.
+
+  Of the classes with most votes the one that the model finds most probable (if
+  `pred_probs` are given); of these the one with the fewest votes in all; of
+  these the one whose voters agree most often with the majority on items that
+  are not tied (a mean over voters, alike if within 1e-6); of these the lowest.
+  The official code draws at random in the end.
+
+  Args:
+    votes: [n, a] int in [0, c), -1 where an annotator gave no label.
+    pred_probs: [n, c], of a model that did not see the item.
+    num_classes: c; by default that of `pred_probs`, or without them what the
+      largest vote asks for. Inside jit without `pred_probs` it has to be given.
+
+  Returns:
+    [n] int32. Of an item without votes it is what the model says, and without
+    a model -1. Can be jitted and vmapped; there a vote out of range is none.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed. NaN for a missing vote
+      is refused.
+
+  >>> majority_vote([[2, 2, 0], [1, 0, -1]], num_classes=3).tolist()
+  [2, 1]
+
+  Reference: see `crowdlab`.
+  """
+  given, probs = (votes, pred_probs), None
+  if pred_probs is not None:
+    probs = _read_probs(pred_probs)
+    check(
+      num_classes in (None, probs.shape[1]),
+      f'num_classes is {num_classes}, but pred_probs has {probs.shape[1]} '
+      'columns',
+    )
+    num_classes = probs.shape[1]
+  check(
+    num_classes is None or num_classes >= 2,
+    f'num_classes must be at least 2, got {num_classes}',
+  )
+  n = None if probs is None else len(probs)
+  votes, c = _read_votes(votes, n, num_classes)
+  return _as_given(_majority_vote(votes, probs, c=c), *given)
+
+
+def crowdlab(
+  votes: ArrayLike,
+  pred_probs: ArrayLike,
+  *,
+  consensus: Consensus = 'best_quality',
+  quality: Quality = 'crowdlab',
+  as_coded: bool = False,
+) -> Crowd:
+  r"""Consensus labels of several annotators and a model, and their quality.
+
+  .. math::
+    p(k \mid i) \propto w_M\, p_{ik} + \sum_{a \in i} w_a
+      \bigl[P \text{ if } v_{ia} = k \text{ else } (1 - P) / (c - 1)\bigr]
+
+  P is the mean agreement with the consensus, w_a = 1 - (error of a) / e, w_M =
+  (1 - (error of the model) / e) sqrt(votes per item), at least 1e-6 each. The
+  error of an annotator is the share of other annotators' votes on the same
+  items that differ (of one who never meets others, the mean of the others);
+  that of the model counts where its most probable class is not the consensus; e
+  is the error of always saying the commonest consensus. P and errors are of the
+  items with at least two votes.
+
+  Where no item has two, which is warned of, nothing is known of annotators: all
+  weigh 1 and count as right. Their votes are then the consensus, in the order
+  of `label_quality`. An item without votes has the model's probabilities, and
+  leaves no trace in anything else.
+
+  Args:
+    votes: [n, a] int in [0, c), -1 where an annotator gave no label.
+    pred_probs: [n, c], of a model that did not see the item: out of sample.
+    consensus: 'majority_vote', or 'best_quality': the class of the largest
+      posterior once that is computed with the majority, which stays where that
+      is tied.
+    quality: 'crowdlab', or 'agreement', for which the posterior is the share of
+      votes for each class, and the model only breaks ties.
+    as_coded: the official code loses the classes of votes that it counts with
+      `quality` 'agreement': to the classes of an item, in order, it gives the
+      places 0, 1, ... of the posterior. So here, to compare with it.
+
+  Returns:
+    `Crowd`. Can be jitted and vmapped; there a vote out of range is none.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed. NaN for a missing vote
+      is refused.
+
+  >>> votes = [[0, 0, -1], [1, 1, 0], [1, -1, 1], [0, 1, 0]]
+  >>> probs = np.array([[.9, .1], [.2, .8], [.3, .7], [.4, .6]])
+  >>> crowd = crowdlab(votes, probs)
+  >>> print(crowd.labels, crowd.annotator_quality.round(2))
+  [0 1 1 0] [0.81 0.71 0.53]
+
+  Reference: Goh, Tkachenko, Mueller, "CROWDLAB: Supervised learning to infer
+  consensus labels and quality scores for data with multiple annotators",
+  NeurIPS 2022 workshop, arXiv 2210.06812.
+  """
+  check_name('consensus', consensus, get_args(Consensus))
+  check_name('quality', quality, get_args(Quality))
+  given, probs = (votes, pred_probs), _read_probs(pred_probs)
+  votes, _ = _read_votes(votes, *probs.shape)
+  if is_concrete(votes) and not _some_share(np.asarray(votes)):
+    warnings.warn(
+      'no item of votes has two of them, so nothing tells how far annotators '
+      'are right: all weigh 1; see label_quality for one label of each item',
+      stacklevel=2,
+    )
+  crowd = _crowdlab(
+    votes, probs, consensus=consensus, quality=quality, as_coded=as_coded
+  )
+  return _as_given(crowd, *given)
+
+
+def active_learning_scores(
+  votes: ArrayLike, pred_probs: ArrayLike, *, as_coded: bool = False
+) -> Any:
+  r"""How little one more vote on an item would tell; ask first where it is low.
+
+  .. math::
+    s_i = \frac{(w_M + \sum_{a \in i} w_a)\, q_i + \bar w / c}
+      {w_M + \sum_{a \in i} w_a + \bar w}
+
+  q and w are the quality of the consensus and the weights of `crowdlab`, after
+  the probabilities were raised to 1 / T and normalized, T such that their cross
+  entropy with the shares of votes is least (of .1 to 8, on a grid, then on a
+  finer one); bar w is the mean weight of those who vote. Items without votes
+  are among them and can be compared with the others. Where no item has two
+  votes, T and all weights are 1 and q is the probability of the vote.
+
+  Args:
+    votes: [n, a] int in [0, c), -1 where an annotator gave no label.
+    pred_probs: [n, c], of a model that did not see the item: out of sample.
+    as_coded: T as in the official code, which counts votes without their
+      classes, see `crowdlab`, and does not end at 8.
+
+  Returns:
+    [n] in (0, 1]. Can be jitted and vmapped; there a vote out of range is none.
+
+  Raises:
+    TypeError, ValueError: if an argument is malformed. NaN for a missing vote
+      is refused.
+
+  >>> probs = np.array([[.9, .1], [.2, .8], [.7, .3], [.6, .4]])
+  >>> votes = [[0, 0, 0], [1, 1, 1], [0, -1, -1], [-1, -1, -1]]
+  >>> print(active_learning_scores(votes, probs).round(2))
+  [0.91 0.91 0.86 0.79]
+
+  Reference: Goh, Mueller, "ActiveLab: Active Learning with Re-Labeling by
+  Multiple Annotators", ICLR 2023 workshop, arXiv 2301.11856.
+  """
+  given, probs = (votes, pred_probs), _read_probs(pred_probs)
+  votes, _ = _read_votes(votes, *probs.shape)
+  scores = _active_learning_scores(votes, probs, as_coded=as_coded)
+  return _as_given(scores, *given)
+
+
+# --- reading -----------------------------------------------------------------
+
+
+def _as_given(out: Any, *given: Any) -> Any:
+  """Arrays of jax where one was given, or else of numpy."""
+  return out if is_jax(*given) else jax.tree.map(np.array, out)
+
+
+def _read_probs(pred_probs: ArrayLike) -> Array:
+  """Probabilities [n, c] whose rows sum to one."""
+  probs = read_probs(pred_probs)
+  check(probs.ndim == 2, f'pred_probs must be [n, c], got shape {probs.shape}')
+  check_simplex('pred_probs', numbers('pred_probs', pred_probs))
+  return jnp.asarray(probs)
+
+
+def _read_votes(votes: Any, n: int | None, c: int | None) -> tuple[Array, int]:
+  """Votes [n, a] as int32, -1 where there is none, and how many classes."""
+  votes = votes if is_jax(votes) else np.asarray(votes)
+  check(
+    np.issubdtype(votes.dtype, np.integer),
+    f'votes must be integers, -1 where one is missing, got {votes.dtype}; of '
+    'NaN make np.where(np.isnan(votes), -1, votes).astype(int), of a DataFrame '
+    'votes.fillna(-1).astype(int)',
+    TypeError,
+  )
+  check(
+    votes.ndim == 2 and votes.size > 0,
+    'votes must be [n, a], a column of each annotator, not empty, got shape '
+    f'{votes.shape}',
+  )
+  check(
+    n in (None, len(votes)),
+    f'votes must have a row of each of the {n} of pred_probs, got shape '
+    f'{votes.shape}',
+  )
+  if is_concrete(votes):
+    seen = np.asarray(votes)
+    c = c or max(2, int(seen.max()) + 1)
+    bad = (seen < -1) | (seen >= c)
+    row, column = np.unravel_index(bad.argmax(), bad.shape)
+    check(
+      not bad.any(),
+      f'votes must lie in [0, {c}), or be -1 where one is missing, got '
+      f'{seen[row, column]} in row {row}, column {column}',
+    )
+  if c is None:
+    raise ValueError('num_classes has to be given inside jit')
+  votes = jnp.asarray(votes.astype(np.int32))
+  return jnp.where((votes >= 0) & (votes < c), votes, -1), c
+
+
+def _some_share(votes: Any) -> Any:
+  """Whether an item has two votes."""
+  return ((votes >= 0).sum(1) > 1).any()
+
+
+# --- sums over votes ---------------------------------------------------------
+
+
+def _by_class(votes: Array, amounts: Array, c: int) -> Array:
+  """[n, c]: of each item the amounts [n, a] or [a] of a class's voters."""
+  rows = jnp.arange(len(votes))[:, None]
+  amounts = jnp.broadcast_to(amounts, votes.shape)
+  place = jnp.where(votes < 0, c, votes)
+  table = jnp.zeros([len(votes), c], amounts.dtype)
+  return table.at[rows, place].add(amounts, mode='drop')
+
+
+def _at_votes(table: Array, votes: Array) -> Array:
+  """[n, a]: what [n, c] says of the class that each voted for."""
+  return jnp.take_along_axis(table, jnp.maximum(votes, 0), axis=1)
+
+
+def _at(table: Array, labels: Array) -> Array:
+  """[n]: what [n, c] says of these labels."""
+  return jnp.take_along_axis(table, labels[:, None], axis=1)[:, 0]
+
+
+def _mean(
+  values: Array,
+  where: Array,
+  axis: int | None = None,
+  none: float = 0.0,
+  dtype: Any = None,
+) -> Array:
+  """Mean of the values that count, or `none` where there is nothing.
+
+  Whole numbers are added as such: sums of many are exact.
+  """
+  number = jnp.sum(where, axis, dtype=jnp.int32)
+  total = jnp.sum(jnp.where(where, values, 0), axis)
+  total = total if dtype is None else total.astype(dtype)
+  return jnp.where(number > 0, total / jnp.maximum(number, 1), none)
+
+
+# --- the majority ------------------------------------------------------------
+
+
+def _majority(votes: Array, counts: Array, probs: Array | None) -> Array:
+  left = counts == jnp.max(counts, axis=1, keepdims=True)
+  decided = (jnp.sum(left, axis=1) == 1)[:, None] & (votes >= 0)
+  right = votes == jnp.argmax(left, axis=1)[:, None]
+  agreement = _mean(right, decided, axis=0)
+  some = jnp.any(decided, axis=0)
+  agreement = jnp.where(some, agreement, _mean(agreement, some))
+  voters = _by_class(votes, agreement, counts.shape[1])
+  if probs is not None:
+    left = _best(left, probs)
+  left = _best(left, -jnp.sum(counts, axis=0))
+  left = _best(left, voters / jnp.maximum(counts, 1), LEAST)
+  labels = jnp.argmax(left, axis=1).astype(jnp.int32)
+  if probs is None:
+    labels = jnp.where(jnp.any(votes >= 0, axis=1), labels, -1)
+  return labels
+
+
+def _best(left: Array, score: Array, near: float = 0) -> Array:
+  """Of the classes that are left [n, c], those of the best score."""
+  exact = jnp.issubdtype(score.dtype, jnp.integer)
+  lowest = jnp.iinfo(score.dtype).min if exact else -jnp.inf
+  score = jnp.where(left, score, lowest)
+  best = jnp.max(score, axis=1, keepdims=True)
+  return left & (score >= best - near)
+
+
+@functools.partial(jax.jit, static_argnames='c')
+def _majority_vote(votes: Array, probs: Array | None, *, c: int) -> Array:
+  return _majority(votes, _counts(votes, c), probs)
+
+
+def _counts(votes: Array, c: int) -> Array:
+  return _by_class(votes, jnp.ones([], jnp.int32), c)
+
+
+# --- the posterior -----------------------------------------------------------
+
+
+class _Posterior(NamedTuple):
+  """As the fields of `Crowd`."""
+
+  probs: Array
+  model_weight: Array
+  annotator_weights: Array
+
+
+@functools.partial(
+  jax.jit, static_argnames=('consensus', 'quality', 'as_coded')
+)
+def _crowdlab(
+  votes: Array,
+  probs: Array,
+  *,
+  consensus: Consensus,
+  quality: Quality,
+  as_coded: bool,
+) -> Crowd:
+  counts = _counts(votes, probs.shape[1])
+  # Where no item has two votes, those with one are all there is.
+  number = jnp.sum(counts, axis=1)
+  compared = number > jnp.where(_some_share(votes), 1, 0)
+
+  def posterior(labels: Array) -> _Posterior:
+    if quality == 'agreement':
+      return _of_shares(votes, counts, probs, as_coded)
+    return _weighted(votes, counts, probs, labels, compared)
+
+  labels = _majority(votes, counts, probs)
+  if consensus == 'best_quality':
+    first = posterior(labels).probs
+    rounding = 4 * float(jnp.finfo(first.dtype).eps)
+    best = first >= jnp.max(first, axis=1, keepdims=True) * (1 - rounding)
+    alone = jnp.sum(best, axis=1) == 1
+    best = jnp.argmax(first, axis=1).astype(jnp.int32)
+    labels = jnp.where(alone, best, labels)
+  found = posterior(labels)
+  agreement = _agreement(counts, labels, probs.dtype)
+  right = _at(found.probs, labels)
+  if quality == 'agreement':
+    right = jnp.where(number > 0, agreement, right)
+  given = votes >= 0
+  one = _at_votes(found.probs, votes)
+  quality_of = _quality_of_annotators(votes, labels, compared, one, found)
+  return Crowd(
+    labels=labels,
+    quality=right,
+    agreement=jnp.where(number > 0, agreement, jnp.nan),
+    annotator_quality=quality_of,
+    vote_quality=jnp.where(given, one, jnp.nan),
+    model_weight=found.model_weight,
+    annotator_weights=found.annotator_weights,
+    posterior=found.probs,
+  )
+
+
+def _agreement(counts: Array, labels: Array, dtype: Any) -> Array:
+  """[n]: the share of the votes that are for these labels, 0 without any."""
+  number = jnp.maximum(jnp.sum(counts, axis=1), 1)
+  return _at(counts, labels).astype(dtype) / number
+
+
+def _of_shares(
+  votes: Array, counts: Array, probs: Array, as_coded: bool
+) -> _Posterior:
+  """The votes alone; of items without any, the model's probabilities."""
+  shares = _shares(counts, probs.dtype, as_coded)
+  some = jnp.any(counts > 0, axis=1, keepdims=True)
+  voted = jnp.any(votes >= 0, axis=0)
+  return _Posterior(
+    jnp.where(some, shares, probs),
+    jnp.zeros([], probs.dtype),
+    voted.astype(probs.dtype),
+  )
+
+
+def _shares(counts: Array, dtype: Any, as_coded: bool) -> Array:
+  """[n, c]: the share of the votes for each class, 0 without votes."""
+  if as_coded:
+    order = jnp.argsort(counts == 0, axis=1, stable=True)
+    counts = jnp.take_along_axis(counts, order, axis=1)
+  number = jnp.sum(counts, axis=1, keepdims=True)
+  return counts.astype(dtype) / jnp.maximum(number, 1)
+
+
+def _weighted(
+  votes: Array, counts: Array, probs: Array, labels: Array, compared: Array
+) -> _Posterior:
+  """Votes and model, weighted by how often they are right."""
+  c, given = probs.shape[1], votes >= 0
+  number = jnp.sum(counts, axis=1)
+  likely = _mean(_agreement(counts, labels, probs.dtype), compared)
+  unlikely = (1 - likely) / (c - 1)
+
+  sizes = jnp.zeros(c, jnp.int32).at[labels].add(compared)
+  error = _mean(labels != jnp.argmax(sizes), compared, dtype=probs.dtype)
+  error = jnp.maximum(error, LEAST)
+  wrong = _mean(jnp.argmax(probs, 1) != labels, compared, dtype=probs.dtype)
+  per_item = _mean(number, number > 0, dtype=probs.dtype)
+  model = jnp.maximum(1 - wrong / error, LEAST) * jnp.sqrt(per_item)
+  weights = jnp.maximum(1 - _errors(votes, counts, probs.dtype) / error, LEAST)
+  weights = jnp.where(jnp.any(given, axis=0), weights, 0)
+
+  behind = jnp.sum(jnp.where(given, weights, 0), axis=1, keepdims=True)
+  mine = _by_class(votes, weights * (likely - unlikely), c)
+  total = model * probs + unlikely * behind + mine
+  some = (number > 0)[:, None]
+  total = total / jnp.where(some, model + behind, 1)
+  return _Posterior(jnp.where(some, total, probs), model, weights)
+
+
+def _errors(votes: Array, counts: Array, dtype: Any) -> Array:
+  """[a]: the share of others' votes on the same items that differ."""
+  given = votes >= 0
+  others = jnp.sum(counts, axis=1, keepdims=True) - 1
+  differ = jnp.where(given, others + 1 - _at_votes(counts, votes), 0)
+  met = jnp.sum(jnp.where(given, others, 0), axis=0)
+  errors = jnp.sum(differ, axis=0).astype(dtype) / jnp.maximum(met, 1)
+  return jnp.where(met > 0, errors, _mean(errors, met > 0))
+
+
+def _quality_of_annotators(
+  votes: Array,
+  labels: Array,
+  compared: Array,
+  vote_quality: Array,
+  found: _Posterior,
+) -> Array:
+  """[a]: of what the posterior says of their votes, and the consensus."""
+  given = votes >= 0
+  met = given & compared[:, None]
+  right, dtype = votes == labels[:, None], vote_quality.dtype
+  agreement = _mean(right, met, axis=0, none=jnp.nan, dtype=dtype)
+  own = _mean(vote_quality, given, axis=0)
+  number = jnp.sum(given, axis=1)
+  per_item = _mean(number, number > 0, dtype=dtype)
+  annotators = jnp.maximum(jnp.sum(jnp.any(given, axis=0)), 1)
+  crowd = jnp.sum(found.annotator_weights) * per_item / annotators
+  model = found.model_weight
+  share = model / jnp.where(model + crowd > 0, model + crowd, 1)
+  return share * own + (1 - share) * agreement
+
+
+# --- whom to ask -------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames='as_coded')
+def _active_learning_scores(
+  votes: Array, probs: Array, *, as_coded: bool
+) -> Array:
+  c, given = probs.shape[1], votes >= 0
+  shares = _shares(_counts(votes, c), probs.dtype, as_coded)
+  logs = jnp.log(jnp.maximum(probs, TINY))
+  shared = _some_share(votes)
+  temperature = jnp.where(
+    shared, _temperature(logs, shares, jnp.any(given, axis=1), as_coded), 1
+  )
+  probs = jnp.where(shared, jax.nn.softmax(logs / temperature), probs)
+  crowd = _crowdlab(
+    votes, probs, consensus='best_quality', quality='crowdlab', as_coded=False
+  )
+  voters = jnp.any(given, axis=0)
+  # With one vote for each item, what the model says of it.
+  quality = jnp.where(shared, crowd.quality, _at(probs, crowd.labels))
+  weights = jnp.where(shared, crowd.annotator_weights, voters)
+  model = jnp.where(shared, crowd.model_weight, 1)
+  mean = _mean(weights, voters, none=1)
+  known = model + jnp.sum(jnp.where(given, weights, 0), axis=1)
+  return (known * quality + mean / c) / (known + mean)
+
+
+def _temperature(
+  logs: Array, shares: Array, some: Array, as_coded: bool
+) -> Array:
+  """Where the cross entropy with the shares of votes is least, on two grids."""
+
+  def loss(temperature: Array) -> Array:
+    fitted = jax.nn.log_softmax(logs / temperature)
+    fitted = jnp.maximum(fitted, math.log(TINY))
+    return -_mean(jnp.sum(shares * fitted, axis=1), some)
+
+  coarse = jnp.asarray(COARSE, logs.dtype)
+  best = jnp.argmin(jax.lax.map(loss, coarse))
+  low = coarse[jnp.maximum(best - 1, 0)]
+  here, high = coarse[best], coarse[jnp.minimum(best + 1, len(COARSE) - 1)]
+  steps = jnp.arange(4, dtype=logs.dtype) / 4
+  # At an end of the grid some are the end, more than once.
+  fine = jnp.concatenate(
+    [low + steps * (here - low), here + steps * (high - here), high[None]]
+  )
+  losses = jax.lax.map(loss, fine)
+  if as_coded:
+    losses = jnp.where(fine < COARSE[-1], losses, jnp.inf)
+  return fine[jnp.argmin(losses)]

@@ -1,0 +1,174 @@
+"""Golden checks of confident learning in `jnl.audit`; see golden_case.py.
+
+Masks and counts are exact. Where ties leave open which rows are taken, as many
+are, and their scores at the cut are the same.
+"""
+
+import warnings
+
+import numpy as np
+
+from jnl import audit
+
+SCORES = 'self_confidence', 'normalized_margin', 'confidence_weighted_entropy'
+OPTIONS = {'frac05': {'frac_noise': 0.5}, 'min5': {'min_examples_per_class': 5}}
+
+
+def audited(case):
+  """Labels, probabilities, and how many rows have each label."""
+  labels, probs = case['labels'], case['pred_probs']
+  return labels, probs, np.bincount(labels, minlength=probs.shape[1])
+
+
+def check_joint(case):
+  yield
+  labels, probs, each = audited(case)
+  found = audit.confident_joint(labels, probs)
+  case.value(audit.confident_thresholds(labels, probs), 'thresholds')
+  case.equal(found.counts, 'cj_uncalibrated')
+  wrong = np.flatnonzero(found.confident & (found.guess != labels))
+  case.equal(wrong, 'off_diagonal_indices')
+  case.equal(audit.calibrate_joint(found.counts, each), 'cj_calibrated')
+  joint = audit.estimate_joint(found.counts, each)
+  case.close(joint, 'joint', rtol=1e-12)
+  for estimate in ('off_diagonal', 'off_diagonal_calibrated'):
+    number = audit.num_label_issues(labels, probs, estimate=estimate)
+    case.equal(number, f'num_issues_{estimate}')
+
+
+def check_latent(method):
+  def check(case):
+    yield
+    counts = case['confident_joint']
+    each = np.bincount(case['labels'], minlength=len(counts))
+    found = audit.latent(counts, each, method=method)
+    case.close(found.prior, 'py', rtol=1e-9)
+    case.close(found.noise, 'noise_matrix', rtol=1e-9)
+    case.close(found.inverse, 'inverse_noise_matrix', rtol=1e-9)
+
+  return check
+
+
+def check_algebra(case):
+  yield
+  noise, prior, given = case['noise_matrix'], case['py'], case['ps']
+  inverse = case['inv_noise_matrix']
+  around = audit.noise_of_inverse
+  case.value(around(noise, prior), 'inv_noise_matrix')
+  case.value(around(inverse, given), 'noise_matrix_from_inv')
+  case.value(noise @ prior, 'ps')
+
+
+def by(case, options):
+  """What the rule sorts by, a column for each class that it may suggest."""
+  labels, probs, _ = audited(case)
+  rule = options['filter_by']
+  own = np.take_along_axis(probs, labels[:, None], 1)
+  if rule == 'low_normalized_margin':
+    return audit.label_quality(labels, probs, method=rule[4:])[:, None]
+  return own if rule != 'prune_by_noise_rate' else own - probs
+
+
+def same_rows(found, expected, case, options):
+  """Equal, but for rows that tie with others of their label at the cut."""
+  labels, *_ = audited(case)
+  assert found.sum() == expected.sum()
+  more, less = found & ~expected, expected & ~found
+  keys = by(case, options)
+  for row in np.flatnonzero(less):
+    like = more & (labels == labels[row])
+    like = more if options['filter_by'].startswith('low') else like
+    assert np.any(np.abs(keys[like] - keys[row]) < 1e-6), row
+
+
+def check_issues(case):
+  yield
+  labels, probs, _ = audited(case)
+  for name in [name for name in case.arrays if name.startswith('mask_')]:
+    rule, *option = name.removeprefix('mask_').rsplit('_', 1)
+    if option and option[0] in OPTIONS:
+      options = {'filter_by': rule, **OPTIONS[option[0]]}
+    else:
+      options = {'filter_by': name.removeprefix('mask_')}
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of labels with few rows
+      found = audit.find_label_issues(labels, probs, **options)
+    same_rows(found, case.expected(name), case, options)
+  for rank_by in SCORES:
+    name = f'ranked_pbnr_{rank_by}'
+    if not case.has(name):
+      continue
+    order, expected = (
+      audit.rank_label_issues(labels, probs, rank_by=rank_by),
+      case.expected(name),
+    )
+    assert set(order) == set(expected)
+    scores = audit.label_quality(labels, probs, method=rank_by)
+    np.testing.assert_allclose(scores[order], scores[expected], atol=1e-6)
+
+
+def check_quality(case):
+  yield
+  labels, probs, _ = audited(case)
+  for method in SCORES[:2]:
+    for adjust in (False, True):
+      found = audit.label_quality(labels, probs, method=method, adjust=adjust)
+      case.value(found, f'{method}_adj{adjust:d}')
+  p = probs.astype(np.float64)
+  entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(1) / np.log(p.shape[1])
+  case.close(entropy, 'norm_entropy', atol=3e-7)
+  name = f'{SCORES[2]}_adj0'
+  if case.has(name):
+    found = audit.label_quality(labels, probs, method=SCORES[2])
+    own = np.take_along_axis(p, labels[:, None], 1)[:, 0]
+    q = entropy / np.maximum(own, 1e-6)
+    # What rounding a probability to its dtype does to entropy / p.
+    off = 8 * np.finfo(probs.dtype).eps / np.maximum(own, 1e-6) + 1e-12
+    sure = q < 1e-6 + off  # 1, the best score; theirs is the worst, or nearly
+    assert np.all(found[sure] >= 1 - 1e-5 - off[sure])
+    expected = case.expected(name)
+    assert np.all(expected[sure] <= 1)
+    assert np.all(np.abs(found - expected)[~sure] < off[~sure] + 1e-6)
+
+
+def check_dataset(case):
+  yield
+  labels, probs, each = audited(case)
+  counts = audit.confident_joint(labels, probs).counts
+  joint = audit.estimate_joint(counts, each)
+  n = len(labels)
+  ranked = np.stack(audit.rank_classes(joint, n), 1)
+  overlaps = np.stack(audit.overlapping_classes(joint, n), 1)[:200]
+  for found, name in ((ranked, 'rank_classes'), (overlaps, 'overlap_rows')):
+    if case.has(name):
+      expected = case.expected(name)
+      column = -1  # equal ones in any order
+      np.testing.assert_allclose(
+        found[:, column], expected[:, column], 1e-9, 1e-12
+      )
+      in_order = lambda rows: rows[np.lexsort(rows.T[:2])]
+      np.testing.assert_allclose(
+        in_order(found), in_order(expected), 1e-9, 1e-12
+      )
+  case.close(audit.health(labels, probs), 'health', rtol=1e-12)
+
+
+def check_ensemble(case):
+  yield
+  labels, probs = case['labels'], case['pred_probs']
+  for weights in ('uniform', 'accuracy', 'log_loss_search'):
+    case.value(audit.ensemble_quality(labels, probs, weights=weights), weights)
+
+
+CHECKS = {
+  ('cleanlab', 'confident_joint'): (check_joint, list),
+  **{
+    ('cleanlab', f'estimate_latent_{method}'): (check_latent(method), list)
+    for method in ('cnt', 'eqn', 'marginal', 'marginal_ps')
+  },
+  ('cleanlab', 'latent_algebra'): (check_algebra, list),
+  ('cleanlab', 'find_label_issues'): (check_issues, list),
+  ('cleanlab', 'label_quality'): (check_quality, list),
+  ('cleanlab', 'dataset'): (check_dataset, list),
+  ('cleanlab', 'ensemble_scores'): (check_ensemble, list),
+}
