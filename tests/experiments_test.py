@@ -266,6 +266,7 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('label_audit', '--npz absent.npz', 'absent.npz is not there, or is no np'),
     ('label_audit', '--rule bot', "unknown rule 'bot'; did you mean 'both'"),
     ('label_audit', '--method elrs', "unknown method 'elrs'; did you mean 'el"),
+    ('label_audit', '--rows -1', 'rows must not be negative, got -1'),
     ('label_audit', '--noise human', "unknown noise 'human'; "),
     ('benchmark_errors', '--methods cnns', "unknown method 'cnns'; did you me"),
     ('benchmark_errors', '--methods guesser', 'methods must name one to train'),
@@ -308,13 +309,13 @@ def test_another_script_runs(mine, tmp_path, capsys):
 
 
 def check_audit(out, printed, known):
-  """What an audit promises: a table, rows of it, a list, a page."""
-  rows = rows_in(out)
-  assert len(rows) == 7
-  for row in rows:
+  """What an audit promises: tables, rows of them, a list, a page."""
+  rows, ranks = rows_in(out)[:7], rows_in(out)[7:]
+  assert bool(ranks) == known
+  for row in rows + ranks:
     assert row['experiment'] == 'label_audit'
-    assert row['rule'] in printed
-    assert ('precision' in row) == known
+    assert f'| {row.get("rule") or row["score"]} ' in printed
+  assert all(('precision' in row) == known for row in rows)
   with (out / 'issues.csv').open(newline='') as file:
     issues = list(csv.DictReader(file))
   assert len(issues) == rows[0]['look_wrong'] > 0
@@ -346,13 +347,23 @@ def test_an_audit_of_a_file(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_audit_of_a_data_set(tmp_path, capsys):
-  for argv in ('', '--method elr --noise pair_flip'):
+  argv_elr = '--method elr --noise pair_flip --rows 1000 --standardize'
+  for argv, rows in (('', 1320), (argv_elr, 1000)):
     out = tmp_path / f'out{argv[:3]}'
     here('label_audit', '--smoke', *argv.split(), '--out', out)
-    issues, page = check_audit(out, capsys.readouterr().out, known=True)
+    printed = capsys.readouterr().out
+    issues, page = check_audit(out, printed, known=True)
+    assert f'of {rows} are wrong' in printed
     assert len(issues) > 100
     assert 'data:image/png' in page
-    assert all(0 < row['precision'] < 1 for row in rows_in(out))
+    rules, ranks = rows_in(out)[:7], rows_in(out)[7:]
+    assert all(0 < row['precision'] < 1 for row in rules)
+    aucs = {row['score']: row['auc'] for row in ranks}
+    assert len(aucs) == (11 if 'elr' in argv else 10)
+    assert ('flags of elr' in aucs) == ('elr' in argv)
+    # Those that do not see the label are no better than a coin.
+    assert all(0.55 < v < 1 for k, v in aucs.items() if 'ood_probs' not in k)
+    assert all(0.15 < row['average_precision'] < 1 for row in ranks)
   # A file of features and images, in which two rows are the same.
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (40, 9, 9), np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jnl import noise
+from jnl import audit, noise
 from jnl.data import (
   PerRun,
   human_labels,
@@ -151,3 +151,19 @@ def test_plain_training_on_texts_learns_and_then_fits_the_noise(
   assert curves[0][-1] > clean
   assert curves[1].max() > best
   assert curves[1].max() - curves[1][-1] > fall
+
+
+@pytest.mark.parametrize(
+  ('name', 'found', 'precision'),
+  [('cifar10', 244, 0.211), ('mnist', 15, 0.467), ('20news', 55, 0.870)],
+)
+@pytest.mark.filterwarnings('ignore:pred_probs are float16')
+def test_what_looks_wrong_people_find_wrong(name, found, precision):
+  """Of the labels that were taken and that people looked at."""
+  with np.load(FOLDER / f'label_errors_{name}_test_set.npz') as file:
+    labels, probs = file['given_label'], file['pred_probs']
+    seen, wrong = file['mturk_index'], file['votes_given'] < 3
+  rule = 'confident_learning'
+  taken = audit.find_label_issues(labels, probs, filter_by=rule)
+  assert taken.sum() == found
+  assert wrong[taken[seen]].mean() == pytest.approx(precision, abs=5e-4)

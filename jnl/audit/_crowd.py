@@ -99,7 +99,7 @@ def majority_vote(
   )
   n = None if probs is None else len(probs)
   votes, c = _read_votes(votes, n, num_classes)
-  return _as_given(_majority_vote(votes, probs, c=c), *given)
+  return _as_given(_majority(votes, _counts(votes, c), probs), *given)
 
 
 def crowdlab(
@@ -168,9 +168,8 @@ def crowdlab(
       'are right: all weigh 1; see label_quality for one label of each item',
       stacklevel=2,
     )
-  crowd = _crowdlab(
-    votes, probs, consensus=consensus, quality=quality, as_coded=as_coded
-  )
+  judged = _judged(votes, probs, consensus, quality, as_coded)
+  crowd = _described(votes, *judged, quality=quality)
   return _as_given(crowd, *given)
 
 
@@ -213,8 +212,9 @@ def active_learning_scores(
   """
   given, probs = (votes, pred_probs), _read_probs(pred_probs)
   votes, _ = _read_votes(votes, *probs.shape)
-  scores = _active_learning_scores(votes, probs, as_coded=as_coded)
-  return _as_given(scores, *given)
+  probs = _tempered(votes, probs, as_coded)
+  _, labels, found = _judged(votes, probs)
+  return _as_given(_settled(votes, probs, labels, found), *given)
 
 
 # --- reading -----------------------------------------------------------------
@@ -314,8 +314,18 @@ def _mean(
 
 
 # --- the majority ------------------------------------------------------------
+#
+# Jitted one by one, so that what one function needs twice, or two need, is
+# compiled once.
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _counts(votes: Array, c: int) -> Array:
+  """[n, c] int32, the votes of each item for each class."""
+  return _by_class(votes, jnp.ones([], jnp.int32), c)
+
+
+@jax.jit
 def _majority(votes: Array, counts: Array, probs: Array | None) -> Array:
   left = counts == jnp.max(counts, axis=1, keepdims=True)
   decided = (jnp.sum(left, axis=1) == 1)[:, None] & (votes >= 0)
@@ -343,15 +353,6 @@ def _best(left: Array, score: Array, near: float = 0) -> Array:
   return left & (score >= best - near)
 
 
-@functools.partial(jax.jit, static_argnames='c')
-def _majority_vote(votes: Array, probs: Array | None, *, c: int) -> Array:
-  return _majority(votes, _counts(votes, c), probs)
-
-
-def _counts(votes: Array, c: int) -> Array:
-  return _by_class(votes, jnp.ones([], jnp.int32), c)
-
-
 # --- the posterior -----------------------------------------------------------
 
 
@@ -363,53 +364,68 @@ class _Posterior(NamedTuple):
   annotator_weights: Array
 
 
-@functools.partial(
-  jax.jit, static_argnames=('consensus', 'quality', 'as_coded')
-)
-def _crowdlab(
+def _judged(
   votes: Array,
   probs: Array,
-  *,
-  consensus: Consensus,
-  quality: Quality,
-  as_coded: bool,
-) -> Crowd:
+  consensus: Consensus = 'best_quality',
+  quality: Quality = 'crowdlab',
+  as_coded: bool = False,
+) -> tuple[Array, Array, _Posterior]:
+  """Counts of votes, consensus, and the posterior that this gives."""
   counts = _counts(votes, probs.shape[1])
-  # Where no item has two votes, those with one are all there is.
-  number = jnp.sum(counts, axis=1)
-  compared = number > jnp.where(_some_share(votes), 1, 0)
 
   def posterior(labels: Array) -> _Posterior:
     if quality == 'agreement':
       return _of_shares(votes, counts, probs, as_coded)
-    return _weighted(votes, counts, probs, labels, compared)
+    return _weighted(votes, counts, probs, labels)
 
   labels = _majority(votes, counts, probs)
   if consensus == 'best_quality':
-    first = posterior(labels).probs
-    rounding = 4 * float(jnp.finfo(first.dtype).eps)
-    best = first >= jnp.max(first, axis=1, keepdims=True) * (1 - rounding)
-    alone = jnp.sum(best, axis=1) == 1
-    best = jnp.argmax(first, axis=1).astype(jnp.int32)
-    labels = jnp.where(alone, best, labels)
-  found = posterior(labels)
-  agreement = _agreement(counts, labels, probs.dtype)
-  right = _at(found.probs, labels)
+    labels = _likeliest(posterior(labels).probs, labels)
+  return counts, labels, posterior(labels)
+
+
+@jax.jit
+def _likeliest(posterior: Array, labels: Array) -> Array:
+  """The class of the largest posterior; where several have it, as it was."""
+  rounding = 4 * float(jnp.finfo(posterior.dtype).eps)
+  largest = jnp.max(posterior, axis=1, keepdims=True)
+  alone = jnp.sum(posterior >= largest * (1 - rounding), axis=1) == 1
+  best = jnp.argmax(posterior, axis=1).astype(jnp.int32)
+  return jnp.where(alone, best, labels)
+
+
+@functools.partial(jax.jit, static_argnames='quality')
+def _described(
+  votes: Array,
+  counts: Array,
+  labels: Array,
+  found: _Posterior,
+  *,
+  quality: Quality,
+) -> Crowd:
+  given, some = votes >= 0, jnp.any(counts > 0, axis=1)
+  agreement = _agreement(counts, labels, found.probs.dtype)
+  likely = _at(found.probs, labels)
   if quality == 'agreement':
-    right = jnp.where(number > 0, agreement, right)
-  given = votes >= 0
+    likely = jnp.where(some, agreement, likely)
   one = _at_votes(found.probs, votes)
-  quality_of = _quality_of_annotators(votes, labels, compared, one, found)
   return Crowd(
     labels=labels,
-    quality=right,
-    agreement=jnp.where(number > 0, agreement, jnp.nan),
-    annotator_quality=quality_of,
+    quality=likely,
+    agreement=jnp.where(some, agreement, jnp.nan),
+    annotator_quality=_of_annotators(votes, labels, one, found),
     vote_quality=jnp.where(given, one, jnp.nan),
     model_weight=found.model_weight,
     annotator_weights=found.annotator_weights,
     posterior=found.probs,
   )
+
+
+def _compared(votes: Array) -> Array:
+  """[n] bool: items with two votes; where there is none, those with one."""
+  number = jnp.sum(votes >= 0, axis=1)
+  return number > jnp.where(_some_share(votes), 1, 0)
 
 
 def _agreement(counts: Array, labels: Array, dtype: Any) -> Array:
@@ -418,6 +434,7 @@ def _agreement(counts: Array, labels: Array, dtype: Any) -> Array:
   return _at(counts, labels).astype(dtype) / number
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def _of_shares(
   votes: Array, counts: Array, probs: Array, as_coded: bool
 ) -> _Posterior:
@@ -441,11 +458,12 @@ def _shares(counts: Array, dtype: Any, as_coded: bool) -> Array:
   return counts.astype(dtype) / jnp.maximum(number, 1)
 
 
+@jax.jit
 def _weighted(
-  votes: Array, counts: Array, probs: Array, labels: Array, compared: Array
+  votes: Array, counts: Array, probs: Array, labels: Array
 ) -> _Posterior:
   """Votes and model, weighted by how often they are right."""
-  c, given = probs.shape[1], votes >= 0
+  c, given, compared = probs.shape[1], votes >= 0, _compared(votes)
   number = jnp.sum(counts, axis=1)
   likely = _mean(_agreement(counts, labels, probs.dtype), compared)
   unlikely = (1 - likely) / (c - 1)
@@ -477,16 +495,12 @@ def _errors(votes: Array, counts: Array, dtype: Any) -> Array:
   return jnp.where(met > 0, errors, _mean(errors, met > 0))
 
 
-def _quality_of_annotators(
-  votes: Array,
-  labels: Array,
-  compared: Array,
-  vote_quality: Array,
-  found: _Posterior,
+def _of_annotators(
+  votes: Array, labels: Array, vote_quality: Array, found: _Posterior
 ) -> Array:
   """[a]: of what the posterior says of their votes, and the consensus."""
   given = votes >= 0
-  met = given & compared[:, None]
+  met = given & _compared(votes)[:, None]
   right, dtype = votes == labels[:, None], vote_quality.dtype
   agreement = _mean(right, met, axis=0, none=jnp.nan, dtype=dtype)
   own = _mean(vote_quality, given, axis=0)
@@ -502,29 +516,29 @@ def _quality_of_annotators(
 # --- whom to ask -------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames='as_coded')
-def _active_learning_scores(
-  votes: Array, probs: Array, *, as_coded: bool
-) -> Array:
-  c, given = probs.shape[1], votes >= 0
-  shares = _shares(_counts(votes, c), probs.dtype, as_coded)
+@functools.partial(jax.jit, static_argnums=2)
+def _tempered(votes: Array, probs: Array, as_coded: bool) -> Array:
+  """The probabilities to the power 1 / T that fits the votes, normalized."""
+  shares = _shares(_counts(votes, probs.shape[1]), probs.dtype, as_coded)
   logs = jnp.log(jnp.maximum(probs, TINY))
-  shared = _some_share(votes)
-  temperature = jnp.where(
-    shared, _temperature(logs, shares, jnp.any(given, axis=1), as_coded), 1
-  )
-  probs = jnp.where(shared, jax.nn.softmax(logs / temperature), probs)
-  crowd = _crowdlab(
-    votes, probs, consensus='best_quality', quality='crowdlab', as_coded=False
-  )
+  some = jnp.any(votes >= 0, axis=1)
+  fitted = jax.nn.softmax(logs / _temperature(logs, shares, some, as_coded))
+  return jnp.where(_some_share(votes), fitted, probs)
+
+
+@jax.jit
+def _settled(
+  votes: Array, probs: Array, labels: Array, found: _Posterior
+) -> Array:
+  given, shared = votes >= 0, _some_share(votes)
   voters = jnp.any(given, axis=0)
   # With one vote for each item, what the model says of it.
-  quality = jnp.where(shared, crowd.quality, _at(probs, crowd.labels))
-  weights = jnp.where(shared, crowd.annotator_weights, voters)
-  model = jnp.where(shared, crowd.model_weight, 1)
+  quality = _at(jnp.where(shared, found.probs, probs), labels)
+  weights = jnp.where(shared, found.annotator_weights, voters)
+  model = jnp.where(shared, found.model_weight, 1)
   mean = _mean(weights, voters, none=1)
   known = model + jnp.sum(jnp.where(given, weights, 0), axis=1)
-  return (known * quality + mean / c) / (known + mean)
+  return (known * quality + mean / probs.shape[1]) / (known + mean)
 
 
 def _temperature(

@@ -136,8 +136,9 @@ def _of_probs(
   if method == 'least_confidence':
     return jnp.max(probs, axis=-1)
   if method == 'gen':
-    again = jax.nn.softmax(probs)
-    largest = jax.lax.top_k(again, min(top, again.shape[-1]))[0]
+    largest = jax.nn.softmax(probs)
+    if top < probs.shape[-1]:
+      largest = jax.lax.top_k(largest, top)[0]
     return 1 - jnp.sum((largest * (1 - largest)) ** gamma, axis=-1) / top
   some = probs > 0
   terms = jnp.where(some, probs * jnp.log(jnp.where(some, probs, 1)), 0)

@@ -1,6 +1,7 @@
 """Outliers and near-duplicates against the equations in numpy."""
 
 import functools
+from unittest import mock
 
 from fixture_programs import compiled
 import jax
@@ -66,7 +67,7 @@ def test_scores_of_probabilities(name):
 
 def test_certain_and_ignorant():
   one, mapped, whole = scores_of_probs()
-  assert one['entropy'][-2:].tolist() == [1, 0]
+  np.testing.assert_allclose(one['entropy'][-2:], [1, 0], atol=1e-6)
   np.testing.assert_allclose(one['least'][-2:], [1, 0.2], rtol=1e-6)
   assert one['gen'].argmin() == len(PROBS) - 1
   for more in (mapped, whole):
@@ -257,7 +258,8 @@ def test_the_search_alone_overlooks_rows_that_are_the_same():
 
 def test_chains_are_one_group():
   """In any order of the rows, and however long."""
-  x = np.arange(N, dtype=np.float32)[:, None]
+  x = np.zeros((N, 2), np.float32)
+  x[:, 0] = np.arange(N)
   x[N // 2 :] *= 1000
   rows = np.random.default_rng(4).permutation(N)
   found = audit.near_duplicates(x[rows], fraction=1.5, quantile=0.3, k=K)
@@ -265,8 +267,8 @@ def test_chains_are_one_group():
   np.testing.assert_array_equal(found.group, np.where(rows < N // 2, 0, -1))
   # From its middle on, nearest first: each names the one before it.
   order = np.argsort(np.abs(np.arange(N) - N // 2 + 0.1))
-  line = np.arange(N, dtype=np.float32)[order][:, None]
-  found = audit.near_duplicates(line, fraction=1.5, quantile=0.3, k=K)
+  x[:, 0] = order
+  found = audit.near_duplicates(x, fraction=1.5, quantile=0.3, k=K)
   assert not found.group.any()
 
 
@@ -285,23 +287,23 @@ def test_more_than_half_are_the_same():
 def test_the_same_direction_is_at_distance_zero():
   """Of any length: what is left of rounding is neither near nor unusual."""
   x = (cloud(5, seed=6)[:1] * np.linspace(1, 2, N)[:, None]).astype(np.float32)
-  found = audit.near_duplicates(x)
+  found = audit.near_duplicates(x, k=K)
   assert not found.distances.any()
   assert not found.group.any()
-  assert np.all(audit.ood_features(x).scores == 1)
+  assert np.all(audit.ood_features(x, k=K).scores == 1)
 
 
 def test_kinds_of_features():
-  x = cloud(5)
-  of_numpy, of_jax = audit.ood_features(x), audit.ood_features(jnp.asarray(x))
+  x, run = cloud(5), functools.partial(audit.ood_features, k=K)
+  of_numpy, of_jax = run(x), run(jnp.asarray(x))
   assert all(isinstance(a, np.ndarray) for a in of_numpy)
   assert all(isinstance(a, jax.Array) for a in of_jax)
-  groups = audit.near_duplicates(jnp.asarray(x))
+  groups = audit.near_duplicates(jnp.asarray(x), k=K)
   assert all(isinstance(a, jax.Array) for a in groups)
-  half = audit.ood_features(jnp.asarray(x, jnp.bfloat16))
+  half = run(jnp.asarray(x, jnp.bfloat16))
   assert half.scores.dtype == jnp.float32
   np.testing.assert_allclose(half.scores, of_numpy.scores, atol=0.02)
-  again = audit.ood_queries(x, x, of_numpy.scale)
+  again = audit.ood_queries(x, x, of_numpy.scale, k=K)
   assert isinstance(again, np.ndarray)
   assert np.all(again > of_numpy.scores)
 
@@ -329,6 +331,16 @@ def test_bad_features(changed, error, match):
   for run in (audit.ood_features, audit.near_duplicates):
     with pytest.raises(error, match=match):
       run(**arguments)
+
+
+def test_defaults_follow_the_shape():
+  shape = lambda n, d: jax.ShapeDtypeStruct((n, d), jnp.float32)
+  for n, d, metric, k in ((4, 3, 'euclidean', 3), (30, 4, 'cosine', 10)):
+    with mock.patch.object(neighbors, 'knn', wraps=neighbors.knn) as knn:
+      out = jax.eval_shape(audit.near_duplicates, shape(n, d))
+    assert knn.call_args.kwargs == {'metric': metric}
+    assert knn.call_args.args[1] == k
+    assert out.group.shape == (n,)
 
 
 def test_bad_options_of_features():
