@@ -73,12 +73,13 @@ def measure_size(n: int, c: int, rounds: int) -> Iterator[dict]:
     found = np.asarray(floor())
     ours = {k: f for k, f in calls.items() if k.split(',')[0] == kind}
     about = {'shape': [n, c], 'kind': kind}
+    ours = {f'{k} {n}x{c}': f for k, f in ours.items()}
     items = [Timed(k, f, about=about) for k, f in ours.items()]
     for row in in_turns(floor, items, rounds):
-      other = np.asarray(ours[row['name']]())
+      call = ours[row['name']]
       own = {
-        'differ': int((found != other).sum()),
-        'more_memory': peak_over(ours[row['name']]) / probs.nbytes,
+        'differ': int((found != np.asarray(call())).sum()),
+        'more_memory': peak_over(call) / probs.nbytes,
         'times_as_fast': row['floor_ms'] / row['ms'],
       }
       note = (

@@ -12,6 +12,7 @@ from jnl.audit._rows import (
   as_given,
   class_means,
   numbers,
+  own_of,
   pair_counts,
   read,
   suggest,
@@ -99,7 +100,7 @@ def confident_thresholds(
     )
     mask = weights > 0
   rows = read(labels, pred_probs, mask)
-  return as_given(class_means(rows, weights), rows.probs)
+  return as_given(class_means(rows, own_of(rows), weights), rows.probs)
 
 
 def confident_joint(
@@ -162,21 +163,23 @@ def confident_joint(
 def count(rows: Rows, thresholds: Any, argmax_over: Argmax) -> tuple[Any, Any]:
   """The counts of pairs [c, c], and what each row suggests."""
   c = rows.probs.shape[1]
+  own = own_of(rows)
   if thresholds is None:
-    thresholds = class_means(rows, None)
+    thresholds = class_means(rows, own, None)
   thresholds = numbers('thresholds', thresholds)
   check(
     thresholds.shape == (c,),
     f'thresholds must be [c] = [{c}], got shape {thresholds.shape}',
   )
-  found = suggest(rows, thresholds, argmax_over)
+  found = suggest(rows, own, thresholds, argmax_over)
   warn_of_own_rows(found.contradicts)
-  labels = rows.labels
-  if isinstance(found.guess, np.ndarray):
-    labels = np.asarray(labels)
-  counts = pair_counts(labels, found.guess, c)
-  diagonal = np.eye(c, dtype=bool)
-  return counts + diagonal * (counts < 1), found
+  counts = pair_counts(rows.labels, found.guess, c)
+  at = np.arange(c)
+  if isinstance(counts, np.ndarray):
+    counts[at, at] = np.maximum(counts[at, at], 1)
+  else:
+    counts = counts.at[at, at].max(1)
+  return counts, found
 
 
 def warn_of_own_rows(contradicts: Any) -> None:
@@ -293,8 +296,11 @@ def calibrate_joint(
 
 
 def _calibrated(values: np.ndarray, each: np.ndarray) -> np.ndarray:
-  scaled = values / np.maximum(values.sum(1), TINY)[:, None] * each[:, None]
-  return scaled / max(scaled.sum(), TINY) * each.sum()
+  scaled = values / np.maximum(values.sum(1), TINY)[:, None]
+  scaled *= each[:, None]  # in place: of thousands of classes it is large
+  scaled /= max(scaled.sum(), TINY)
+  scaled *= each.sum()
+  return scaled
 
 
 def _read_counts(
@@ -323,8 +329,9 @@ def rounded_rows(values: np.ndarray) -> np.ndarray:
   whole = np.round(values)
   missing = np.round(values.sum(1)) - whole.sum(1)
   rows = np.flatnonzero(missing)
+  off = values - whole
   # Of equal ones numpy decides which comes first, as in cleanlab.
-  orders = np.argsort(values[rows] - whole[rows])
+  orders = np.argsort(off if len(rows) == len(off) else off[rows])
   for row, order, more in zip(rows, orders, missing[rows], strict=True):
     if more > 0:
       whole[row, order[::-1][: int(more)]] += 1

@@ -445,9 +445,9 @@ def _leaning(
     for part in parts_of(len(index), max(1, CHUNK // c), overlap=False):
       row = index[part]
       label = labels[row]
-      margin = probs[row]
+      margin = probs.take(row, 0)
       margin -= own_probs(label, margin)[:, None]
-      entry = np.flatnonzero((margin > MARGIN) & allowed[label])
+      entry = np.flatnonzero((margin > MARGIN) & allowed.take(label, 0))
       at = entry // c
       pair = label[at] * c + (entry - at * c)
       found = Leaning(first + row[at], pair, margin.ravel()[entry])
@@ -495,4 +495,5 @@ def _within(leaning: Leaning, limit: np.ndarray) -> Leaning:
   for pair in np.flatnonzero(number > limit):
     own = order[end[pair] - number[pair] : end[pair]]
     kept[own] = lowest(-leaning.margin[own], int(limit[pair]))
-  return Leaning(*(a[kept] for a in leaning))
+  index = np.flatnonzero(kept)
+  return Leaning(*(a.take(index) for a in leaning))

@@ -17,6 +17,7 @@ from jnl.audit._rows import (
   class_means,
   doubles,
   numbers,
+  own_of,
   own_probs,
   parts_of,
   read_given,
@@ -65,6 +66,7 @@ def label_quality(
 
   Returns:
     [...], the dtype of `pred_probs` (at least float32); low is suspicious.
+    Inside jit that of a label out of range is NaN.
 
   Raises:
     TypeError, ValueError: if an argument is malformed, or outside jit if a row
@@ -88,7 +90,7 @@ def label_quality(
   c = probs.shape[-1]
   labels = read_given(labels, probs.shape[:-1], c, None)
   flat = Rows(labels.reshape(-1), probs.reshape(-1, c), None)
-  thresholds = class_means(flat, None) if adjust else None
+  thresholds = class_means(flat, own_of(flat), None) if adjust else None
   return as_given(scores_of(flat, method, thresholds), probs).reshape(
     labels.shape
   )
@@ -121,6 +123,7 @@ def _scores(labels: Any, probs: Any, thresholds: Any, method: Score) -> Any:
     probs = probs - thresholds + jnp.max(thresholds)
     probs /= jnp.sum(probs, axis=1, keepdims=True)
   own = jnp.take_along_axis(probs, at, axis=1)[:, 0]
+  own = jnp.where((labels >= 0) & (labels < probs.shape[1]), own, jnp.nan)
   if method == 'self_confidence':
     return own
   if method == 'normalized_margin':

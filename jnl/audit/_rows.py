@@ -5,8 +5,10 @@ by block where that is faster: on the host, of many classes or of few rows.
 """
 
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import functools
+import os
 from typing import Any, Literal, NamedTuple
 import warnings
 
@@ -29,8 +31,9 @@ MARGIN = 1e-6
 """What floating-point numbers are compared with, as cleanlab does."""
 UNREACHABLE = 2.0
 """The threshold of a class without examples."""
-BLOCK = 1 << 18  # elements that stay in the cache
+BLOCK = 1 << 20  # elements that stay in the cache
 CHUNK = 1 << 22  # elements that go to a device at once
+ROUND = 1 << 14  # rows: what goes to a device is a multiple of it
 WIDE = 64  # classes from which on numpy is faster than XLA on a CPU
 PARTIAL = 1024  # terms of a sum in float32 before it is added to others
 
@@ -160,28 +163,37 @@ def read_mask(mask: Any, n: int) -> Any:
 
 
 def read(labels: Any, pred_probs: Any, mask: Any = None) -> Rows:
-  """Checks labels [n] and probabilities [n, c], all but their values."""
+  """Checks labels [n] and probabilities [n, c], all but their values.
+
+  Inside jit a row whose label is out of range does not count.
+  """
   probs = read_probs(pred_probs)
   check(probs.ndim == 2, f'pred_probs must be [n, c], got shape {probs.shape}')
   n, c = probs.shape
   mask = read_mask(mask, n)
-  return Rows(read_given(labels, (n,), c, mask), probs, mask)
+  labels = read_given(labels, (n,), c, mask)
+  if not is_concrete(labels):
+    known = (labels >= 0) & (labels < c)
+    mask = known if mask is None else known & mask
+    labels = jnp.where(mask, labels, 0)
+  return Rows(labels, probs, mask)
 
 
 def on_host(rows: Rows) -> bool:
-  """Whether numpy is to go through them: it can, and it is faster."""
+  """Whether they can be looked at where they are: all in the host's memory."""
   if not is_concrete(*rows):
     return False
   if isinstance(rows.probs, np.ndarray):
     return True
   devices = rows.probs.devices()
-  near = len(devices) == 1 and all(d.platform == 'cpu' for d in devices)
-  return near and (rows.probs.shape[1] >= WIDE or rows.probs.size < CHUNK)
+  return len(devices) == 1 and all(d.platform == 'cpu' for d in devices)
 
 
 def as_numpy(rows: Rows) -> Rows:
   """The same on the host; of what lies there already, a view."""
-  return Rows(*(None if a is None else np.asarray(a) for a in rows))
+  mask = None if rows.mask is None else np.asarray(rows.mask)
+  labels = np.asarray(rows.labels).astype(np.int64, copy=False)
+  return Rows(labels, np.asarray(rows.probs), mask)
 
 
 def check_valid(valid: Any, rows: Rows) -> None:
@@ -195,19 +207,45 @@ def check_valid(valid: Any, rows: Rows) -> None:
 # --- thresholds --------------------------------------------------------------
 
 
-def class_means(rows: Rows, weights: Any) -> Any:
+def own_of(rows: Rows) -> Any:
+  """The probability of the label of each row, [n]."""
+  if isinstance(rows.probs, np.ndarray):
+    return own_probs(rows.labels, rows.probs)
+  return _own(rows.labels, rows.probs)
+
+
+def own_probs(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+  """The same of arrays of numpy."""
+  n, c = probs.shape
+  if probs.flags.c_contiguous:
+    place = np.arange(0, n * c, c)
+    place += labels  # in place: fresh memory costs more than the sum
+    return probs.reshape(-1).take(place)
+  return probs[np.arange(n), labels]
+
+
+@jax.jit
+def _own(labels: Array, probs: Array) -> Array:
+  own = jnp.take_along_axis(
+    probs, labels[:, None], axis=1, mode='promise_in_bounds'
+  )
+  return own[:, 0]
+
+
+def class_means(rows: Rows, own: Any, weights: Any) -> Any:
   """Mean probability of each class where it is the label, [c]; 2 of none."""
-  if on_host(rows) and is_concrete(weights):
-    return means_of(*class_sums(as_numpy(rows), weights), rows.probs.dtype)
-  return _means(*rows, weights, rows.probs.shape[1])
+  c = rows.probs.shape[1]
+  if isinstance(rows.probs, np.ndarray) and is_concrete(weights):
+    total, count = class_sums(rows, own, weights)
+    return means_of(total, count, rows.probs.dtype)
+  return _means(rows.labels, own, rows.mask, weights, c)
 
 
 def class_sums(
-  rows: Rows, weights: Any = None
+  rows: Rows, own: np.ndarray, weights: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """By label, sums of the probability of the label, and of weights, [c]."""
   labels, c = rows.labels, rows.probs.shape[1]
-  own = own_probs(labels, rows.probs).astype(np.float64)
   w = rows.mask if weights is None else np.asarray(weights, np.float64)
   if w is not None:
     own = np.where(w > 0, own, 0) * w
@@ -220,29 +258,23 @@ def means_of(total: np.ndarray, count: np.ndarray, dtype: Any) -> np.ndarray:
   return np.where(count > 0, means, UNREACHABLE).astype(dtype)
 
 
-def own_probs(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
-  """The probability of the label of each row, [n]."""
-  n, c = probs.shape
-  if probs.flags.c_contiguous:
-    return probs.reshape(-1).take(np.arange(0, n * c, c) + labels)
-  return probs[np.arange(n), labels]
-
-
 @functools.partial(jax.jit, static_argnums=4)
-def _means(
-  labels: Array, probs: Array, mask: Any, weights: Any, c: int
-) -> Array:
-  own = jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
-  w = jnp.ones_like(own) if mask is None else mask.astype(own.dtype)
-  w = w if weights is None else weights.astype(own.dtype)
-  own = jnp.where(w > 0, own, 0) * w
+def _means(labels: Array, own: Array, mask: Any, weights: Any, c: int) -> Array:
+  if mask is None and weights is None:
+    w, terms = jnp.int32(1), own
+  else:
+    w = jnp.asarray(mask if weights is None else weights, own.dtype)
+    terms = jnp.where(w > 0, own, 0) * w
   # In parts: one sum of 1e5 terms in float32 drifts by more than the margin.
   parts = min(max(1, len(labels) // (PARTIAL * c)), 4096)
   place = labels * parts + jnp.arange(len(labels)) % parts
-  of_parts = lambda terms: (
-    jnp.zeros(c * parts, own.dtype).at[place].add(terms).reshape(c, parts)
-  )
-  total, count = global_sum(jnp.stack([of_parts(own), of_parts(w)]).sum(-1))
+
+  def sums(values: Array) -> Array:
+    table = jnp.zeros(c * parts, values.dtype)
+    table = table.at[place].add(values, mode='promise_in_bounds')
+    return table.reshape(c, parts).sum(1).astype(own.dtype)
+
+  total, count = global_sum(jnp.stack([sums(terms), sums(w)]))
   means = total / jnp.where(count > 0, count, 1)
   return jnp.where(count > 0, jnp.maximum(means, 2 * MARGIN), UNREACHABLE)
 
@@ -250,31 +282,72 @@ def _means(
 # --- suggestions -------------------------------------------------------------
 
 
-def suggest(rows: Rows, thresholds: Any, argmax_over: Argmax) -> Suggested:
+def suggest(
+  rows: Rows, own: Any, thresholds: Any, argmax_over: Argmax
+) -> Suggested:
   """What every row suggests, after a look whether it holds probabilities.
 
   Raises:
     ValueError: outside jit, if it is not.
   """
   check_name('argmax_over', argmax_over, ('all', 'confident'))
-  if not on_host(rows):
-    found = _suggest(*rows, jnp.asarray(thresholds), argmax_over)
+  n, c = rows.probs.shape
+  wide = c >= WIDE and on_host(rows)
+  if not wide and not isinstance(rows.probs, np.ndarray):
+    found = _suggest(
+      rows.probs, rows.mask, own, jnp.asarray(thresholds), argmax_over
+    )
     check_valid(found.valid, rows)
     return found
-  rows, thresholds = as_numpy(rows), np.asarray(thresholds)
-  n, c = rows.probs.shape
+  thresholds, own = np.asarray(thresholds), np.asarray(own)
+  arrays = *as_numpy(rows), own
+  if wide or n * c < CHUNK:
+    found = _in_turn(arrays, max(BLOCK // c, 1), thresholds, argmax_over)
+  else:
+    size = -(-n // -(-n * c // CHUNK))  # alike, and of few sizes to compile
+    found = _ahead(arrays, -(-size // ROUND) * ROUND, thresholds, argmax_over)
   guess, contradicts = np.empty(n, np.int32), np.empty(n, bool)
-  narrow = c < WIDE and n * c >= CHUNK
-  for part in parts_of(n, CHUNK // c if narrow else max(BLOCK // c, 1)):
-    block = Rows(*(None if a is None else a[part] for a in rows))
-    if narrow:
-      with doubles(block.probs.dtype):
-        found = jax.device_get(_suggest(*block, thresholds, argmax_over))
-    else:
-      found = _suggest_on_host(block, thresholds, argmax_over)
-    check_valid(found.valid, block)
-    guess[part], contradicts[part] = found.guess, found.contradicts
+  for part, block, of_block in found:
+    check_valid(of_block.valid, Rows(*block[:3]))
+    guess[part], contradicts[part] = of_block.guess, of_block.contradicts
   return Suggested(guess, contradicts, True)
+
+
+Found = Iterator[tuple[slice, tuple, Suggested]]
+"""Of every block: where it is, its arrays, and what its rows suggest."""
+
+
+def _in_turn(
+  arrays: tuple, size: int, thresholds: np.ndarray, argmax_over: Argmax
+) -> Found:
+  """By numpy, in blocks that the cache holds, on all cores."""
+  parts = [*parts_of(len(arrays[0]), size)]
+  blocks = [_cut(arrays, part) for part in parts]
+
+  def run(block: tuple) -> Suggested:
+    _, probs, mask, own = block
+    return _suggest_on_host(probs, mask, own, thresholds, argmax_over)
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    yield from zip(parts, blocks, pool.map(run, blocks), strict=True)
+
+
+def _ahead(
+  arrays: tuple, size: int, thresholds: np.ndarray, argmax_over: Argmax
+) -> Found:
+  """By the jitted program; while it runs, the next block is sent."""
+  waiting: list = []
+  for part in parts_of(len(arrays[0]), size):
+    block = _cut(arrays, part)
+    with doubles(block[1].dtype):
+      found = _suggest(*block[1:], thresholds, argmax_over)
+    yield from waiting
+    waiting = [(part, block, found)]
+  yield from waiting
+
+
+def _cut(arrays: tuple, part: slice) -> tuple:
+  return tuple(None if a is None else a[part] for a in arrays)
 
 
 def parts_of(n: int, rows: int, *, overlap: bool = True) -> Iterator[slice]:
@@ -292,7 +365,11 @@ def doubles(dtype: Any) -> contextlib.AbstractContextManager:
 
 @functools.partial(jax.jit, static_argnums=4)
 def _suggest(
-  labels: Array, probs: Array, mask: Any, thresholds: Array, argmax_over: Argmax
+  probs: Array,
+  mask: Any,
+  own: Array,
+  thresholds: Array,
+  argmax_over: Argmax,
 ) -> Suggested:
   c = probs.shape[1]
   thresholds = (thresholds - MARGIN).astype(probs.dtype)
@@ -302,14 +379,15 @@ def _suggest(
   first = jnp.where(confident, classes, c)
   zero, high = jnp.zeros((), probs.dtype), jnp.asarray(jnp.inf, probs.dtype)
   # One reduction, which reads the rows once.
-  _, several, number, first, largest, total, least = lax.reduce(
-    (compared, classes, confident * 1, first, probs, probs, probs),
-    (-high, jnp.int32(c), 0, jnp.int32(c), -high, zero, high),
+  largest, several, number, first, total, least = lax.reduce(
+    (compared, classes, confident * 1, first, probs, probs),
+    (-high, jnp.int32(c), 0, jnp.int32(c), zero, high),
     _both,
     (1,),
   )
+  if argmax_over == 'confident':
+    largest = jnp.max(probs, axis=1)
   guess = jnp.where(number > 1, several, first)
-  own = jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
   contradicts = largest - own > MARGIN
   valid = (jnp.abs(total - 1) <= off_one(probs.dtype)) & (least >= -BELOW_ZERO)
   there = number > 0
@@ -320,33 +398,34 @@ def _suggest(
 
 def _both(a: tuple, b: tuple) -> tuple:
   """Of two parts of a row: largest and where, counts, first, sums, least."""
-  (best, at, number, first, largest, total, least) = zip(a, b, strict=True)
+  (best, at, number, first, total, least) = zip(a, b, strict=True)
   second = (best[1] > best[0]) | ((best[1] == best[0]) & (at[1] < at[0]))
   return (
     jnp.where(second, best[1], best[0]),
     jnp.where(second, at[1], at[0]),
     sum(number),
     jnp.minimum(*first),
-    jnp.maximum(*largest),
     sum(total),
     jnp.minimum(*least),
   )
 
 
 def _suggest_on_host(
-  rows: Rows, thresholds: np.ndarray, argmax_over: Argmax
+  probs: np.ndarray,
+  mask: Any,
+  own: np.ndarray,
+  thresholds: np.ndarray,
+  argmax_over: Argmax,
 ) -> Suggested:
   """The same by a shortcut: where the largest is confident, it is the guess."""
-  labels, probs, mask = rows
-  n = len(labels)
-  at = np.arange(n)
   guess = probs.argmax(1).astype(np.int32)
-  largest = probs[at, guess]
-  contradicts = largest - probs[at, labels] > MARGIN
+  largest = probs[np.arange(len(probs)), guess]
+  contradicts = largest - own > MARGIN
   valid = valid_rows(probs)
   thresholds = (thresholds - MARGIN).astype(probs.dtype)
-  rest = np.flatnonzero(largest < thresholds[guess])
-  confident = probs[rest] >= thresholds
+  guess[largest < thresholds.min()] = -1  # then nothing else reaches its own
+  rest = np.flatnonzero((guess >= 0) & (largest < thresholds[guess]))
+  confident = probs.take(rest, 0) >= thresholds
   first = confident.argmax(1)
   there = confident[np.arange(len(rest)), first]
   guess[rest[~there]] = -1
@@ -374,15 +453,21 @@ def valid_rows(probs: np.ndarray) -> np.ndarray:
 
 def pair_counts(labels: Any, guess: Any, c: int) -> Any:
   """How often each pair of label and guess occurs, [c, c] int."""
-  if isinstance(labels, np.ndarray) and isinstance(guess, np.ndarray):
-    pair = labels * (c + 1) + guess + 1
-    counts = np.bincount(pair, minlength=c * (c + 1))
-    return counts.reshape(c, c + 1)[:, 1:]
+  if isinstance(guess, np.ndarray):
+    counts, labels = np.zeros(c * (c + 1), np.int64), np.asarray(labels)
+    size = max(BLOCK, len(counts))
+    for part in parts_of(len(guess), size, overlap=False):
+      pair = labels[part] * (c + 1)
+      pair += guess[part]
+      pair += 1
+      counts += np.bincount(pair, minlength=len(counts))
+    return counts.reshape(c, c + 1)[:, 1:].copy()
   return _pair_counts(labels, guess, c)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _pair_counts(labels: Array, guess: Array, c: int) -> Array:
-  place = jnp.where(guess < 0, c * c, labels * c + guess)
-  counts = jnp.zeros(c * c, jnp.int32).at[place].add(1, mode='drop')
-  return global_sum(counts).reshape(c, c)
+  place = labels * (c + 1) + guess + 1
+  counts = jnp.zeros(c * (c + 1), jnp.int32)
+  counts = counts.at[place].add(1, mode='promise_in_bounds')
+  return global_sum(counts.reshape(c, c + 1)[:, 1:])

@@ -12,6 +12,7 @@ from jnl.audit._rows import (
   as_numpy,
   class_sums,
   means_of,
+  own_of,
   pair_counts,
   read,
   suggest,
@@ -114,15 +115,15 @@ def find_label_issues_streamed(
 def _count(chunks: Chunks, c: int) -> tuple[StreamedJoint, Counted]:
   total, weight, dtype = np.zeros(c), np.zeros(c, np.int64), np.float32
   for rows in _read(chunks, c):
-    own, number = class_sums(rows)
-    total, weight, dtype = total + own, weight + number, rows.probs.dtype
+    sums, number = class_sums(rows, own_of(rows))
+    total, weight, dtype = total + sums, weight + number, rows.probs.dtype
   thresholds = means_of(total, weight, dtype)
   n = int(weight.sum())
   counts = np.zeros((c, c), np.int64)
   contradicts, off = np.zeros(n, bool), np.zeros(n, bool)
   first = 0
   for rows in _read(chunks, c, n):
-    found = suggest(rows, thresholds, 'all')
+    found = suggest(rows, own_of(rows), thresholds, 'all')
     counts += pair_counts(rows.labels, found.guess, c)
     part = slice(first, first + len(rows.labels))
     contradicts[part] = found.contradicts
