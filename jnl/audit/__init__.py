@@ -11,6 +11,14 @@ numpy out, jax in gives jax out.
                                               what is taken for what, how often
   rank_classes, overlapping_classes, health   the same, to be read
   ..._streamed(chunks, num_classes)           of more rows than memory holds
+  find_multilabel_issues, ensemble_quality    several labels, several models
+  crowdlab, majority_vote, active_learning_scores
+                                              several annotators of each row
+  ood_probs, ood_features, near_duplicates    unusual rows, rows that come twice
+  consensus_of_votes, part_accuracy, accuracy_vs_prevalence, ...
+                                              test sets that people looked at
+
+`jnl.train.page` shows all that on a page, `experiments/label_audit.py` makes it.
 """
 
 from jnl.audit._classes import (
