@@ -18,7 +18,7 @@ numpy out, jax in gives jax out.
   consensus_of_votes, part_accuracy, accuracy_vs_prevalence, ...
                                               test sets that people looked at
 
-`jnl.train.page` shows all that on a page, `experiments/label_audit.py` makes it.
+`jnl.train.page` shows it on a page, which `experiments/label_audit.py` makes.
 """
 
 from jnl.audit._classes import (
