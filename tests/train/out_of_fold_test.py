@@ -80,6 +80,7 @@ def by_hand(fold):
   return probs, *map(np.stack, zip(*fits, strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_a_loop_of_fits_by_hand():
   found = of_all()
   assert found.pred_probs.shape == (N, CLASSES)
