@@ -101,19 +101,17 @@ def find_label_issues(
   """Finds the labels that are probably wrong.
 
   With M the calibrated joint (`calibrate_joint`), at most n_k - M_kk rows of
-  label k are taken, by the rules
+  label k are taken. The rules:
 
-    prune_by_noise_rate   for every other class j the M_kj rows of label k with
-    the
-                          largest p_j - p_k
-    prune_by_class        the n_k - M_kk rows of label k with the smallest p_k
-    both                  what both of these take
-    confident_learning    rows off the diagonal of `confident_joint`
-    predicted_neq_given   rows whose most probable class is not the label: noise
-      by
-                          the number of a model's own errors
-    low_normalized_margin, low_self_confidence
-                          the lowest `label_quality`, `num_label_issues` of them
+  - 'prune_by_noise_rate': for every other class j the M_kj rows of label k with
+    the largest p_j - p_k;
+  - 'prune_by_class': the n_k - M_kk rows of label k with the smallest p_k;
+  - 'both': what both of these take;
+  - 'confident_learning': rows off the diagonal of `confident_joint`;
+  - 'predicted_neq_given': rows whose most probable class is not the label, as
+    many as the model has errors of its own;
+  - 'low_normalized_margin', 'low_self_confidence': the lowest `label_quality`,
+    `num_label_issues` of them.
 
   Of all but the last two only rows stay in which some class beats the label by
   more than 1e-6. Of equal rows at a cut the lower index is taken.
