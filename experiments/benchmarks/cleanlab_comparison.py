@@ -61,7 +61,7 @@ def measure_size(n: int, c: int, rounds: int) -> Iterator[dict]:
 
   def joint(labels: Any, probs: Any) -> Any:
     counts = audit.confident_joint(labels, probs).counts
-    return audit.calibrate_joint(counts, each)
+    return audit.calibrate_joint(np.asarray(counts), each)
 
   calls = {
     'joint': lambda: joint(labels, probs),
