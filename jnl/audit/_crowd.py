@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from jnl.audit._rows import is_jax, numbers, read_probs
+from jnl.audit._rows import as_given, is_jax, numbers, read_probs
 from jnl.base import Array, check, check_name, is_concrete
 from jnl.inputs import check_simplex
 
@@ -99,7 +99,7 @@ def majority_vote(
   )
   n = None if probs is None else len(probs)
   votes, c = _read_votes(votes, n, num_classes)
-  return _as_given(_majority(votes, _counts(votes, c), probs), *given)
+  return as_given(_majority(votes, _counts(votes, c), probs), *given)
 
 
 def crowdlab(
@@ -170,7 +170,7 @@ def crowdlab(
     )
   judged = _judged(votes, probs, consensus, quality, as_coded)
   crowd = _described(votes, *judged, quality=quality)
-  return _as_given(crowd, *given)
+  return as_given(crowd, *given)
 
 
 def active_learning_scores(
@@ -214,15 +214,10 @@ def active_learning_scores(
   votes, _ = _read_votes(votes, *probs.shape)
   probs = _tempered(votes, probs, as_coded)
   _, labels, found = _judged(votes, probs)
-  return _as_given(_settled(votes, probs, labels, found), *given)
+  return as_given(_settled(votes, probs, labels, found), *given)
 
 
 # --- reading -----------------------------------------------------------------
-
-
-def _as_given(out: Any, *given: Any) -> Any:
-  """Arrays of jax where one was given, or else of numpy."""
-  return out if is_jax(*given) else jax.tree.map(np.array, out)
 
 
 def _read_probs(pred_probs: ArrayLike) -> Array:

@@ -88,8 +88,9 @@ def label_quality(
   )
   probs = read_probs(pred_probs)
   c = probs.shape[-1]
-  labels = read_given(labels, probs.shape[:-1], c, None)
-  flat = Rows(labels.reshape(-1), probs.reshape(-1, c), None)
+  labels, known = read_given(labels, probs.shape[:-1], c)
+  known = None if known is None else known.reshape(-1)
+  flat = Rows(labels.reshape(-1), probs.reshape(-1, c), known)
   thresholds = class_means(flat, own_of(flat), None) if adjust else None
   return as_given(scores_of(flat, method, thresholds), probs).reshape(
     labels.shape
@@ -98,10 +99,11 @@ def label_quality(
 
 def scores_of(rows: Rows, method: Score, thresholds: Any) -> Any:
   """The scores [n] of rows, in blocks where they lie on the host."""
-  labels, probs, _ = rows
-  if not isinstance(probs, np.ndarray):
+  labels, probs, known = rows
+  if not isinstance(probs, np.ndarray) or known is not None:
     check_simplex('pred_probs', probs)
-    return _scores(labels, probs, thresholds, method)
+    scores = _scores(labels, probs, thresholds, method)
+    return scores if known is None else jnp.where(known, scores, jnp.nan)
   n, c = probs.shape
   scores = np.empty(n, probs.dtype)
   plain = method == 'self_confidence' and thresholds is None
@@ -123,7 +125,6 @@ def _scores(labels: Any, probs: Any, thresholds: Any, method: Score) -> Any:
     probs = probs - thresholds + jnp.max(thresholds)
     probs /= jnp.sum(probs, axis=1, keepdims=True)
   own = jnp.take_along_axis(probs, at, axis=1)[:, 0]
-  own = jnp.where((labels >= 0) & (labels < probs.shape[1]), own, jnp.nan)
   if method == 'self_confidence':
     return own
   if method == 'normalized_margin':
@@ -173,11 +174,11 @@ def ensemble_quality(
     probs.ndim == 3,
     f'pred_probs must be [m, n, c] of m models, got shape {probs.shape}',
   )
-  labels = read_given(labels, probs.shape[1:2], probs.shape[2], None)
+  safe, _ = read_given(labels, probs.shape[1:2], probs.shape[2])
   scores = [
     label_quality(labels, p, method=method, adjust=adjust) for p in probs
   ]
-  w = _weights_of(weights, labels, probs)
+  w = _weights_of(weights, safe, probs)
   xp = np if isinstance(probs, np.ndarray) else jnp
   return (w[:, None] * xp.stack(scores)).sum(0).astype(probs.dtype)
 

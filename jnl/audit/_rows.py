@@ -78,8 +78,11 @@ def is_jax(*arrays: Any) -> bool:
 
 
 def as_given(out: Any, *arrays: Any) -> Any:
-  """A tree of arrays of the kind that came in."""
-  return jax.tree.map(jnp.asarray, out) if is_jax(*arrays) else out
+  """A tree of arrays of the kind that came in; those of numpy are writable."""
+  if is_jax(*arrays):
+    return jax.tree.map(jnp.asarray, out)
+  own = lambda a: np.array(a) if isinstance(a, jax.Array) else a
+  return jax.tree.map(own, out)
 
 
 def numbers(name: str, x: Any) -> Any:
@@ -122,8 +125,13 @@ def read_probs(pred_probs: Any, name: str = 'pred_probs') -> Probs:
   return probs
 
 
-def read_given(labels: Any, shape: tuple[int, ...], c: int, mask: Any) -> Any:
-  """Labels [...] as int32, safe to gather, after a look at their range."""
+def read_given(
+  labels: Any, shape: tuple[int, ...], c: int, mask: Any = None
+) -> tuple[Any, Any]:
+  """Labels [...] that are safe to gather, and which of them count.
+
+  Their range is looked at; inside jit one out of range does not count.
+  """
   labels = numbers('labels', labels)
   check_auto(labels, 'labels')
   check(
@@ -149,7 +157,10 @@ def read_given(labels: Any, shape: tuple[int, ...], c: int, mask: Any) -> Any:
     labels = labels.astype(np.int64, copy=False)  # as numpy counts
   else:
     labels = labels.astype(jnp.int32)
-  return labels if mask is None else labels * mask
+  if not is_concrete(labels, mask):
+    known = (labels >= 0) & (labels < c)
+    mask = known if mask is None else known & mask
+  return (labels if mask is None else labels * mask), mask
 
 
 def read_mask(mask: Any, n: int) -> Any:
@@ -163,19 +174,11 @@ def read_mask(mask: Any, n: int) -> Any:
 
 
 def read(labels: Any, pred_probs: Any, mask: Any = None) -> Rows:
-  """Checks labels [n] and probabilities [n, c], all but their values.
-
-  Inside jit a row whose label is out of range does not count.
-  """
+  """Checks labels [n] and probabilities [n, c], all but their values."""
   probs = read_probs(pred_probs)
   check(probs.ndim == 2, f'pred_probs must be [n, c], got shape {probs.shape}')
   n, c = probs.shape
-  mask = read_mask(mask, n)
-  labels = read_given(labels, (n,), c, mask)
-  if not is_concrete(labels):
-    known = (labels >= 0) & (labels < c)
-    mask = known if mask is None else known & mask
-    labels = jnp.where(mask, labels, 0)
+  labels, mask = read_given(labels, (n,), c, read_mask(mask, n))
   return Rows(labels, probs, mask)
 
 

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import neighbors
-from jnl.audit._rows import is_jax, numbers, read_probs
+from jnl.audit._rows import as_given, is_jax, numbers, read_probs
 from jnl.base import Array, Scalar, check, check_name, is_concrete
 from jnl.inputs import check_range, check_simplex, read_floats
 
@@ -118,7 +118,7 @@ def ood_probs(
   check(top >= 1, f'top must be at least 1, got {top}')
   check_range('gamma', gamma, 0, 1, open_low=True)
   scores = _of_probs(probs, thresholds, gamma, method=method, top=top)
-  return _as_given(scores, *given)
+  return as_given(scores, *given)
 
 
 @functools.partial(jax.jit, static_argnames=('method', 'top'))
@@ -189,7 +189,7 @@ def ood_features(
   metric, k = _defaults(points, metric, k)
   check_range('t', t, 0, open_low=True)
   found = neighbors.knn(points, k, metric=metric)
-  return _as_given(_of_features(points, *found, t, metric=metric), given)
+  return as_given(_of_features(points, *found, t, metric=metric), given)
 
 
 def ood_queries(
@@ -243,7 +243,7 @@ def ood_queries(
   check_range('t', t, 0, open_low=True)
   found = neighbors.nearest(rows, points, k, metric=metric)
   scores = _score(_rounded(found.distances, metric).mean(1), scale, t)
-  return _as_given(scores, *given)
+  return as_given(scores, *given)
 
 
 def near_duplicates(
@@ -286,7 +286,7 @@ def near_duplicates(
   check_range('quantile', quantile, 0, 1)
   found = neighbors.knn(points, k, metric=metric)
   groups = _groups(points, *found, fraction, quantile, metric=metric)
-  return _as_given(groups, given)
+  return as_given(groups, given)
 
 
 def _read_features(name: str, features: ArrayLike, least: int = 2) -> Array:
@@ -311,11 +311,6 @@ def _defaults(
     metric = 'cosine' if d > FEW else 'euclidean'
   check_name('metric', metric, get_args(neighbors.Metric))
   return metric, min(CLOSE, n - 1) if k is None else k
-
-
-def _as_given(out: Any, *given: Any) -> Any:
-  """Arrays of jax where one was given, or else of numpy."""
-  return out if is_jax(*given) else jax.tree.map(np.array, out)
 
 
 @functools.partial(jax.jit, static_argnames='metric')

@@ -458,6 +458,24 @@ def test_tokens_pixels_and_one_label():
     )
 
 
+def test_a_label_out_of_range_leaves_no_trace_inside_jit():
+  labels = np.where(MASK, LABELS, RNG.choice([-1, 255, 2**30], N))
+  some = LABELS[MASK], PROBS[MASK]
+  run = lambda function, **options: jax.jit(
+    lambda *rows: function(*rows, **options)
+  )(labels, PROBS)
+  np.testing.assert_allclose(
+    run(audit.confident_thresholds),
+    audit.confident_thresholds(*some),
+    rtol=1e-6,
+  )
+  for adjust in (False, True):
+    found = np.asarray(run(audit.label_quality, adjust=adjust))
+    assert np.all(np.isnan(found[~MASK]))
+    expected = audit.label_quality(*some, adjust=adjust)
+    np.testing.assert_allclose(found[MASK], expected, atol=1e-6)
+
+
 def _rows_of_scores():
   return 'self_confidence', 'normalized_margin', 'confidence_weighted_entropy'
 
