@@ -1,6 +1,6 @@
 """Confident learning: who is confidently of which class, counted by label."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 import warnings
 
 import numpy as np
@@ -22,9 +22,9 @@ from jnl.base import check, check_name, is_concrete
 TINY = 1e-100
 FEW = 30  # rows among which perfect predictions are no surprise
 Latents = Literal['cnt', 'eqn', 'marginal', 'marginal_ps']
-LATENTS = ('cnt', 'eqn', 'marginal', 'marginal_ps')
+LATENTS = get_args(Latents)
 Estimate = Literal['off_diagonal', 'off_diagonal_calibrated']
-ESTIMATES = ('off_diagonal', 'off_diagonal_calibrated')
+ESTIMATES = get_args(Estimate)
 
 
 class ConfidentJoint(NamedTuple):

@@ -1,7 +1,7 @@
 """Which labels are wrong: seven rules, in a defined order."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 import warnings
 
 import numpy as np
@@ -45,14 +45,7 @@ LOW: dict[str, Score] = {
 NOTHING = np.zeros((3, 0), np.int32)
 MOST = 1 << 21  # rows that lean to a class which are kept without a cut
 PRUNING = ('prune_by_noise_rate', 'prune_by_class', 'both')
-RULES = (
-  *PRUNING,
-  'confident_learning',
-  'predicted_neq_given',
-  'low_normalized_margin',
-  'low_self_confidence',
-)
-
+RULES = get_args(Rule)
 
 Passes = Callable[[], Iterable[Rows]]
 """Goes over all rows once more; on the host, none masked."""

@@ -1,7 +1,7 @@
 """How well a label fits the probabilities of its row: low is suspicious."""
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from jax import lax
@@ -30,7 +30,7 @@ from jnl.inputs import check_simplex
 Score = Literal[
   'self_confidence', 'normalized_margin', 'confidence_weighted_entropy'
 ]
-SCORES = ('self_confidence', 'normalized_margin', 'confidence_weighted_entropy')
+SCORES = get_args(Score)
 TEMPERATURES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 2e2)
 LEAST = 1e-6
 CHUNK = BLOCK << 2  # elements of a block: what is computed is a few times that
@@ -110,7 +110,7 @@ def scores_of(rows: Rows, method: Score, thresholds: Any) -> Any:
   with doubles(probs.dtype):
     for part in parts_of(n, max(1, CHUNK // c)):
       given, block = labels[part], probs[part]
-      check_valid(valid_rows(block).all(), Rows(given, block, None))
+      check_valid(valid_rows(block).all(), block)
       if plain:
         scores[part] = own_probs(given, block)
       else:

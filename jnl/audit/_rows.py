@@ -199,12 +199,10 @@ def as_numpy(rows: Rows) -> Rows:
   return Rows(labels, np.asarray(rows.probs), mask)
 
 
-def check_valid(valid: Any, rows: Rows) -> None:
+def check_valid(valid: Any, probs: Probs, mask: Any = None) -> None:
   """Raises ValueError naming the row that holds no probabilities."""
-  if not is_concrete(valid) or valid:
-    return
-  probs = np.asarray(rows.probs)
-  check_simplex('pred_probs', probs, where=rows.mask)
+  if is_concrete(valid) and not valid:
+    check_simplex('pred_probs', np.asarray(probs), where=mask)
 
 
 # --- thresholds --------------------------------------------------------------
@@ -300,10 +298,11 @@ def suggest(
     found = _suggest(
       rows.probs, rows.mask, own, jnp.asarray(thresholds), argmax_over
     )
-    check_valid(found.valid, rows)
+    check_valid(found.valid, rows.probs, rows.mask)
     return found
-  thresholds, own = np.asarray(thresholds), np.asarray(own)
-  arrays = *as_numpy(rows), own
+  thresholds = np.asarray(thresholds)
+  _, probs, mask = as_numpy(rows)
+  arrays = probs, mask, np.asarray(own)
   if wide or n * c < CHUNK:
     found = _in_turn(arrays, max(BLOCK // c, 1), thresholds, argmax_over)
   else:
@@ -311,7 +310,7 @@ def suggest(
     found = _ahead(arrays, -(-size // ROUND) * ROUND, thresholds, argmax_over)
   guess, contradicts = np.empty(n, np.int32), np.empty(n, bool)
   for part, block, of_block in found:
-    check_valid(of_block.valid, Rows(*block[:3]))
+    check_valid(of_block.valid, *block[:2])
     guess[part], contradicts[part] = of_block.guess, of_block.contradicts
   return Suggested(guess, contradicts, True)
 
@@ -328,7 +327,7 @@ def _in_turn(
   blocks = [_cut(arrays, part) for part in parts]
 
   def run(block: tuple) -> Suggested:
-    _, probs, mask, own = block
+    probs, mask, own = block
     return _suggest_on_host(probs, mask, own, thresholds, argmax_over)
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -342,8 +341,8 @@ def _ahead(
   waiting: list = []
   for part in parts_of(len(arrays[0]), size):
     block = _cut(arrays, part)
-    with doubles(block[1].dtype):
-      found = _suggest(*block[1:], thresholds, argmax_over)
+    with doubles(block[0].dtype):
+      found = _suggest(*block, thresholds, argmax_over)
     yield from waiting
     waiting = [(part, block, found)]
   yield from waiting
