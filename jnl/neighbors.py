@@ -28,7 +28,7 @@ from jnl.base import (
   is_concrete,
   mesh_of,
 )
-from jnl.inputs import read_floats
+from jnl.inputs import as_array, read_floats
 
 Metric = Literal['euclidean', 'cosine']
 Search = Literal['exact', 'approximate', 'faiss']
@@ -45,8 +45,9 @@ class Neighbors(NamedTuple):
 
   Attributes:
     index: [q, k] int32, nearest first. Of points at the same distance any may
-      be kept; those that are stand in order of their index.
-    distances: [q, k], at least float32.
+      be kept; those that are stand in order of their index. `PAD` where a mask
+      leaves fewer than k.
+    distances: [q, k], at least float32; there infinite.
   """
 
   index: Array  # type: ignore[assignment]  # hides tuple.index; as in batches
@@ -59,6 +60,7 @@ def knn(
   *,
   metric: Metric = 'euclidean',
   search: Search = 'exact',
+  mask: ArrayLike | None = None,
 ) -> Neighbors:
   r"""The k nearest of the other points, of each point.
 
@@ -78,6 +80,8 @@ def knn(
     search: 'exact'; 'approximate' (`jax.lax.approx_max_k`, made for TPUs; it
       finds 99 of 100 or more on average); 'faiss' (exact, on the host, if it is
       installed: not inside jit).
+    mask: [n] bool, the points that count; by default all. The others may hold
+      anything: they are nobody's neighbors and have none.
 
   Returns:
     `Neighbors` with q = n. Inside jit a point that is not finite makes
@@ -91,10 +95,11 @@ def knn(
   >>> knn(jnp.array([[0.], [1.], [3.]]), 1).index.ravel().tolist()
   [1, 0, 1]
   """
-  points = _read_points('points', points)
+  points, mask = _read_points('points', points, mask)
   n = len(points)
   check(1 <= k < n, f'k must lie between 1 and n - 1 = {n - 1}, got {k}')
-  return _find(points, None, k, metric, search)
+  found = _find(points, None, k, metric, search, mask)
+  return found if mask is None else _kept(found, mask[:, None])
 
 
 def nearest(
@@ -104,6 +109,7 @@ def nearest(
   *,
   metric: Metric = 'euclidean',
   search: Search = 'exact',
+  mask: ArrayLike | None = None,
 ) -> Neighbors:
   """The k nearest points of each query.
 
@@ -115,6 +121,7 @@ def nearest(
     k: in [1, n].
     metric: which distance.
     search: how, as in `knn`.
+    mask: [n] bool, the points that count; by default all.
 
   Returns:
     `Neighbors` with `index` into `points`.
@@ -125,8 +132,8 @@ def nearest(
   >>> nearest(jnp.array([[2.1]]), jnp.array([[0.], [1.], [3.]]), 2).index
   Array([[2, 1]], dtype=int32)
   """
-  queries = _read_points('queries', queries)
-  points = _read_points('points', points)
+  queries, _ = _read_points('queries', queries)
+  points, mask = _read_points('points', points, mask)
   check(
     queries.shape[1] == points.shape[1],
     f'queries must have the {points.shape[1]} columns of points, got shape '
@@ -134,19 +141,28 @@ def nearest(
   )
   n = len(points)
   check(1 <= k <= n, f'k must lie between 1 and n = {n}, got {k}')
-  return _find(points, queries, k, metric, search)
+  return _find(points, queries, k, metric, search, mask)
 
 
-def _read_points(name: str, points: ArrayLike) -> Array:
+def _read_points(
+  name: str, points: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[Array, Array | None]:
+  """Points [n, d] in at least float32, 0 outside the mask [n]; and the mask."""
   check_auto(points, name)
   points = read_floats(name, points)
   check(
     points.ndim == 2 and points.shape[0] >= 1 and points.shape[1] >= 1,
     f'{name} must be [n, d], not empty, got shape {points.shape}',
   )
+  if mask is not None:
+    mask, n = as_array('mask', mask), len(points)
+    check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
+    check(mask.shape == (n,), f'mask must be [{n}], got shape {mask.shape}')
+    points = jnp.where(mask[:, None], points, 0)
   if is_concrete(points):
     check(jnp.all(jnp.isfinite(points)), f'{name} must be finite')
-  return points.astype(jnp.promote_types(points.dtype, jnp.float32))
+  points = points.astype(jnp.promote_types(points.dtype, jnp.float32))
+  return points, mask
 
 
 def _check_metric(metric: Metric) -> None:
@@ -162,6 +178,7 @@ def _find(
   k: int,
   metric: Metric,
   search: Search,
+  mask: Array | None,
 ) -> Neighbors:
   """Either way of searching, for checked arrays; no queries: the points."""
   _check_metric(metric)
@@ -176,20 +193,29 @@ def _find(
       is_concrete(points, queries),
       "search='faiss' runs on the host, not inside jit: use 'exact'",
     )
-    return _find_by_faiss(points, queries, k, metric)
+    return _find_by_faiss(points, queries, k, metric, mask)
   mesh = mesh_of(points if queries is None else queries)
   return _find_on_devices(
-    points, queries, k, metric, search == 'approximate', mesh
+    points, queries, mask, k, metric, search == 'approximate', mesh
+  )
+
+
+def _kept(found: Neighbors, there: Array) -> Neighbors:
+  """Without those that are not there, [q, k] or [q, 1]."""
+  return Neighbors(
+    jnp.where(there, found.index, PAD),
+    jnp.where(there, found.distances, jnp.inf),
   )
 
 
 # --- on the devices ----------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _find_on_devices(
   points: Array,
   queries: Array | None,
+  mask: Array | None,
   k: int,
   metric: Metric,
   approximate: bool,
@@ -208,10 +234,10 @@ def _find_on_devices(
     search = jax.shard_map(
       search,
       mesh=mesh,
-      in_specs=(P(AXIS), P(AXIS), P()),
+      in_specs=(P(AXIS), P(AXIS), P(), P()),
       out_specs=P(AXIS),
     )
-  return search(queries, own, points)
+  return search(queries, own, points, mask)
 
 
 def _centered(
@@ -235,6 +261,7 @@ def _search(
   queries: Array,
   own: Array,
   points: Array,
+  mask: Array | None,
   *,
   k: int,
   metric: Metric,
@@ -249,6 +276,8 @@ def _search(
   columns = jnp.pad(points, ((0, missing), (0, 0))).T
   half = jnp.sum(points * points, axis=1) / 2 if metric == 'euclidean' else 0.0
   half = jnp.broadcast_to(jnp.asarray(half, points.dtype), n)
+  if mask is not None:
+    half = jnp.where(mask, half, jnp.inf)
   half = jnp.pad(half, (0, missing), constant_values=jnp.inf)
   kept = min(k + SPARE, n)
   rows = max(1, min(q, BLOCK // (groups * GROUP)))
@@ -262,7 +291,7 @@ def _search(
       found = lax.approx_max_k(near, kept, recall_target=0.99)[1]
     else:
       found = _largest(near.reshape(rows, GROUP, groups), kept)
-    return _rank(queries, own, points, found.astype(jnp.int32), k, metric)
+    return _rank(queries, own, points, found.astype(jnp.int32), mask, k, metric)
 
   padding = blocks * rows - q
   # -1 would wrap to the last point; this is dropped.
@@ -295,6 +324,7 @@ def _rank(
   own: Array,
   points: Array,
   found: Array,
+  mask: Array | None,
   k: int,
   metric: Metric,
 ) -> Neighbors:
@@ -303,9 +333,12 @@ def _rank(
   safe = jnp.minimum(found, len(points) - 1)
   squares = _squares(queries, points[safe], metric)
   none = (found >= len(points)) | (found == own[:, None])
+  if mask is not None:
+    none |= ~mask[safe]
   closest, order = lax.top_k(-jnp.where(none, jnp.inf, squares), k)
   distances = -closest / 2 if metric == 'cosine' else jnp.sqrt(-closest)
-  return Neighbors(jnp.take_along_axis(found, order, axis=1), distances)
+  ranked = Neighbors(jnp.take_along_axis(found, order, axis=1), distances)
+  return ranked if mask is None else _kept(ranked, distances < jnp.inf)
 
 
 def _squares(x: Array, others: Array, metric: Metric) -> Array:
@@ -325,7 +358,11 @@ def _squares(x: Array, others: Array, metric: Metric) -> Array:
 
 
 def _find_by_faiss(
-  points: Array, queries: Array | None, k: int, metric: Metric
+  points: Array,
+  queries: Array | None,
+  k: int,
+  metric: Metric,
+  mask: Array | None,
 ) -> Neighbors:
   """Candidates from an exact index of faiss, ranked as all others are."""
   import faiss  # of all rooms, only here and only if asked for
@@ -336,18 +373,21 @@ def _find_by_faiss(
   index = (
     faiss.IndexFlatL2(d) if metric == 'euclidean' else faiss.IndexFlatIP(d)
   )
-  index.add(host)
+  there = np.arange(n) if mask is None else np.flatnonzero(mask)
+  index.add(host[there])
   asked = host if queries is None else np.ascontiguousarray(queries, np.float32)
-  found = index.search(asked, min(k + SPARE, n))[1].astype(np.int32)
+  found = index.search(asked, min(k + SPARE, n))[1]
+  # It says -1 where there are no more.
+  found = np.append(there, n).astype(np.int32)[found]
   own = np.arange(n) if queries is None else np.full(len(found), n)
   asked_of = points if queries is None else queries
-  rank = jax.jit(_rank, static_argnums=(4, 5))
+  rank = jax.jit(_rank, static_argnums=(5, 6))
   rows = max(1, BLOCK // (found.shape[1] * d))
   ranked = []
   for first in range(0, len(found), rows):
     block = slice(first, first + rows)
     ranked.append(
-      rank(asked_of[block], own[block], points, found[block], k, metric)
+      rank(asked_of[block], own[block], points, found[block], mask, k, metric)
     )
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), *ranked)
 
@@ -377,7 +417,7 @@ def pair_distances(
          [2.]], dtype=float32)
   """
   _check_metric(metric)
-  points, index = _read_points('points', points), jnp.asarray(index)
+  (points, _), index = _read_points('points', points), jnp.asarray(index)
   check(
     index.ndim == 2 and len(index) == len(points),
     f'index must be [n, k] with n = {len(points)}, got shape {index.shape}',

@@ -55,6 +55,28 @@ def test_the_nearest_are_sklearns(n, d, k, metric, search):
   assert not np.any(np.asarray(found.index) == np.arange(n)[:, None])
 
 
+@pytest.mark.parametrize('search', WAYS)
+def test_points_outside_a_mask_are_nobodys_neighbors(search):
+  points = RNG.normal(size=(40, 3)).astype(np.float32)
+  mask = np.arange(40) % 8 < 5
+  points[~mask] = np.nan
+  own = np.flatnonzero(mask)
+  distances, index = reference(points[mask], 4, 'cosine')
+  found = neighbors.knn(points, 4, metric='cosine', search=search, mask=mask)
+  np.testing.assert_array_equal(found.index[own], own[index])
+  np.testing.assert_allclose(found.distances[own], distances, atol=2e-6)
+  np.testing.assert_array_equal(found.index[~mask], PAD)
+  queries = points[own[:3]]
+  index = neighbors.nearest(queries, points, 4, search=search, mask=mask).index
+  np.testing.assert_array_equal(index[:, 0], own[:3])
+  few = np.arange(40) < 2
+  found = neighbors.nearest(queries, points, 4, search=search, mask=few)
+  np.testing.assert_array_equal(np.sort(found.index)[0], [0, 1, PAD, PAD])
+  assert np.isinf(found.distances[:, 2:]).all()
+  with pytest.raises(ValueError, match=r'mask must be \[40\]'):
+    neighbors.knn(points, 4, mask=mask[:, None])
+
+
 def test_all_blocks_of_queries(monkeypatch):
   """The last one is padded; each leaves out its own."""
   monkeypatch.setattr(neighbors, 'BLOCK', 1000 * 300)
