@@ -6,14 +6,17 @@ import warnings
 import numpy as np
 
 from jnl.audit._rows import (
+  BLOCK,
   MARGIN,
   Argmax,
   Rows,
   as_given,
   class_means,
   numbers,
+  on_cores,
   own_of,
   pair_counts,
+  parts_of,
   read,
   suggest,
 )
@@ -326,18 +329,30 @@ def _read_counts(
 
 def rounded_rows(values: np.ndarray) -> np.ndarray:
   """Rounds [c, c] to integers that keep the (rounded) sum of each row."""
-  whole = np.round(values)
-  missing = np.round(values.sum(1)) - whole.sum(1)
+  whole = np.empty(values.shape, np.int64)
+
+  def run(part: slice) -> None:
+    whole[part] = _rounded(values[part])
+
+  size = max(BLOCK // 8 // values.shape[1], 1)  # they are sorted in the cache
+  on_cores(run, [*parts_of(len(values), size, overlap=False)])
+  return whole
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+  whole = np.rint(values)
+  missing = np.rint(values.sum(1)) - whole.sum(1)
   rows = np.flatnonzero(missing)
-  off = values - whole
+  if not len(rows):
+    return whole
+  more = missing[rows].astype(int)[:, None]
   # Of equal ones numpy decides which comes first, as in cleanlab.
-  orders = np.argsort(off if len(rows) == len(off) else off[rows])
-  for row, order, more in zip(rows, orders, missing[rows], strict=True):
-    if more > 0:
-      whole[row, order[::-1][: int(more)]] += 1
-    else:
-      whole[row, order[: int(-more)]] -= 1
-  return whole.astype(np.int64)
+  order = np.argsort(values[rows] - whole[rows])
+  most = np.abs(more).max()
+  order = np.where(more > 0, order[:, : -most - 1 : -1], order[:, :most])
+  row, place = np.nonzero(np.arange(most) < np.abs(more))
+  whole[rows[row], order[row, place]] += np.sign(more)[row, 0]
+  return whole
 
 
 def estimate_joint(counts: Any, label_counts: Any = None) -> Any:

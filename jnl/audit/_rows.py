@@ -4,12 +4,12 @@ One law, two ways of going through the rows: a jitted program, and numpy block
 by block where that is faster: on the host, of many classes or of few rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
 import functools
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 import warnings
 
 import jax
@@ -39,6 +39,7 @@ PARTIAL = 1024  # terms of a sum in float32 before it is added to others
 
 Argmax = Literal['all', 'confident']
 Probs = Any  # np.ndarray or jax.Array
+T = TypeVar('T')
 
 
 class Rows(NamedTuple):
@@ -330,8 +331,15 @@ def _in_turn(
     probs, mask, own = block
     return _suggest_on_host(probs, mask, own, thresholds, argmax_over)
 
+  yield from zip(parts, blocks, on_cores(run, blocks), strict=True)
+
+
+def on_cores(run: Callable[[Any], T], parts: list[Any]) -> list[T]:
+  """What a function says of each part, computed by numpy on all cores."""
+  if len(parts) == 1:
+    return [run(parts[0])]
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    yield from zip(parts, blocks, pool.map(run, blocks), strict=True)
+    return list(pool.map(run, parts))
 
 
 def _ahead(
@@ -445,8 +453,10 @@ def _suggest_on_host(
 
 def valid_rows(probs: np.ndarray) -> np.ndarray:
   """Which rows hold probabilities, [n] bool; NaN is none."""
-  # By columns where rows are short. Not by BLAS, whose threads wait in a spin.
-  total = probs.sum(1) if probs.shape[1] >= WIDE else sum(probs.T)
+  # By columns where rows are short. Not by BLAS, whose threads wait in a spin;
+  # einsum adds in one pass, twice as fast as the pairs of sum.
+  wide = probs.shape[1] >= WIDE
+  total = np.einsum('ij->i', probs) if wide else sum(probs.T)
   valid = np.abs(total - 1) <= off_one(probs.dtype)
   if probs.size and probs.min() < -BELOW_ZERO:
     valid &= probs.min(1) >= -BELOW_ZERO
