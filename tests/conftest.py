@@ -23,6 +23,9 @@ if not any('optimization_level' in flag for flag in flags):
     flags.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join(flags)
 os.environ['JAX_PLATFORMS'] = 'cpu'  # which can have eight
+# Of BLAS, which numpy starts: beside other workers they spin and wait.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 cache = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
