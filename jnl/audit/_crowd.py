@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from jnl.audit._rows import as_given, is_jax, numbers, read_probs
+from jnl.aggregate import Triples, majority_vote, read_votes, vote_counts
+from jnl.audit._rows import as_given, numbers, read_probs
 from jnl.base import Array, check, check_name, is_concrete
 from jnl.inputs import check_simplex
 
@@ -49,57 +50,6 @@ class Crowd(NamedTuple):
   model_weight: Any
   annotator_weights: Any
   posterior: Any
-
-
-def majority_vote(
-  votes: ArrayLike,
-  pred_probs: ArrayLike | None = None,
-  *,
-  num_classes: int | None = None,
-) -> Any:
-  """The label that most annotators gave, ties broken in a defined order.
-
-  Of the classes with most votes the one that the model finds most probable (if
-  `pred_probs` are given); of these the one with the fewest votes in all; of
-  these the one whose voters agree most often with the majority on items that
-  are not tied (a mean over voters, alike if within 1e-6); of these the lowest.
-  The official code draws at random in the end.
-
-  Args:
-    votes: [n, a] int in [0, c), -1 where an annotator gave no label.
-    pred_probs: [n, c], of a model that did not see the item.
-    num_classes: c; by default that of `pred_probs`, or without them what the
-      largest vote asks for. Inside jit without `pred_probs` it has to be given.
-
-  Returns:
-    [n] int32. Of an item without votes it is what the model says, and without
-    a model -1. Can be jitted and vmapped; there a vote out of range is none.
-
-  Raises:
-    TypeError, ValueError: if an argument is malformed. NaN for a missing vote
-      is refused.
-
-  >>> majority_vote([[2, 2, 0], [1, 0, -1]], num_classes=3).tolist()
-  [2, 1]
-
-  Reference: see `crowdlab`.
-  """
-  given, probs = (votes, pred_probs), None
-  if pred_probs is not None:
-    probs = _read_probs(pred_probs)
-    check(
-      num_classes in (None, probs.shape[1]),
-      f'num_classes is {num_classes}, but pred_probs has {probs.shape[1]} '
-      'columns',
-    )
-    num_classes = probs.shape[1]
-  check(
-    num_classes is None or num_classes >= 2,
-    f'num_classes must be at least 2, got {num_classes}',
-  )
-  n = None if probs is None else len(probs)
-  votes, c = _read_votes(votes, n, num_classes)
-  return as_given(_majority(votes, _counts(votes, c), probs), *given)
 
 
 def crowdlab(
@@ -161,7 +111,7 @@ def crowdlab(
   check_name('consensus', consensus, get_args(Consensus))
   check_name('quality', quality, get_args(Quality))
   given, probs = (votes, pred_probs), _read_probs(pred_probs)
-  votes, _ = _read_votes(votes, *probs.shape)
+  votes = _read_votes(votes, *probs.shape)
   if is_concrete(votes) and not _some_share(np.asarray(votes)):
     warnings.warn(
       'no item of votes has two of them, so nothing tells how far annotators '
@@ -211,7 +161,7 @@ def active_learning_scores(
   Multiple Annotators", ICLR 2023 workshop, arXiv 2301.11856.
   """
   given, probs = (votes, pred_probs), _read_probs(pred_probs)
-  votes, _ = _read_votes(votes, *probs.shape)
+  votes = _read_votes(votes, *probs.shape)
   probs = _tempered(votes, probs, as_coded)
   _, labels, found = _judged(votes, probs)
   return as_given(_settled(votes, probs, labels, found), *given)
@@ -228,40 +178,17 @@ def _read_probs(pred_probs: ArrayLike) -> Array:
   return jnp.asarray(probs)
 
 
-def _read_votes(votes: Any, n: int | None, c: int | None) -> tuple[Array, int]:
-  """Votes [n, a] as int32, -1 where there is none, and how many classes."""
-  votes = votes if is_jax(votes) else np.asarray(votes)
+def _read_votes(votes: Any, n: int, c: int) -> Array:
+  """Votes [n, a] as int32, -1 where there is none."""
+  table, _ = read_votes(votes, c)
+  if isinstance(table, Triples):
+    raise TypeError('votes must be [n, a]; of triples votes_of makes that')
   check(
-    np.issubdtype(votes.dtype, np.integer),
-    f'votes must be integers, -1 where one is missing, got {votes.dtype}; of '
-    'NaN make np.where(np.isnan(votes), -1, votes).astype(int), of a DataFrame '
-    'votes.fillna(-1).astype(int)',
-    TypeError,
-  )
-  check(
-    votes.ndim == 2 and votes.size > 0,
-    'votes must be [n, a], a column of each annotator, not empty, got shape '
-    f'{votes.shape}',
-  )
-  check(
-    n in (None, len(votes)),
+    len(table) == n,
     f'votes must have a row of each of the {n} of pred_probs, got shape '
-    f'{votes.shape}',
+    f'{table.shape}',
   )
-  if is_concrete(votes):
-    seen = np.asarray(votes)
-    c = c or max(2, int(seen.max()) + 1)
-    bad = (seen < -1) | (seen >= c)
-    row, column = np.unravel_index(bad.argmax(), bad.shape)
-    check(
-      not bad.any(),
-      f'votes must lie in [0, {c}), or be -1 where one is missing, got '
-      f'{seen[row, column]} in row {row}, column {column}',
-    )
-  if c is None:
-    raise ValueError('num_classes has to be given inside jit')
-  votes = jnp.asarray(votes.astype(np.int32))
-  return jnp.where((votes >= 0) & (votes < c), votes, -1), c
+  return table
 
 
 def _some_share(votes: Any) -> Any:
@@ -270,15 +197,6 @@ def _some_share(votes: Any) -> Any:
 
 
 # --- sums over votes ---------------------------------------------------------
-
-
-def _by_class(votes: Array, amounts: Array, c: int) -> Array:
-  """[n, c]: of each item the amounts [n, a] or [a] of a class's voters."""
-  rows = jnp.arange(len(votes))[:, None]
-  amounts = jnp.broadcast_to(amounts, votes.shape)
-  place = jnp.where(votes < 0, c, votes)
-  table = jnp.zeros([len(votes), c], amounts.dtype)
-  return table.at[rows, place].add(amounts, mode='drop')
 
 
 def _at_votes(table: Array, votes: Array) -> Array:
@@ -313,39 +231,8 @@ def _mean(
 # Jitted one by one, so that what one function needs twice, or two need, is
 # compiled once.
 
-
-@functools.partial(jax.jit, static_argnums=1)
-def _counts(votes: Array, c: int) -> Array:
-  """[n, c] int32, the votes of each item for each class."""
-  return _by_class(votes, jnp.ones([], jnp.int32), c)
-
-
-@jax.jit
-def _majority(votes: Array, counts: Array, probs: Array | None) -> Array:
-  left = counts == jnp.max(counts, axis=1, keepdims=True)
-  decided = (jnp.sum(left, axis=1) == 1)[:, None] & (votes >= 0)
-  right = votes == jnp.argmax(left, axis=1)[:, None]
-  agreement = _mean(right, decided, axis=0)
-  some = jnp.any(decided, axis=0)
-  agreement = jnp.where(some, agreement, _mean(agreement, some))
-  voters = _by_class(votes, agreement, counts.shape[1])
-  if probs is not None:
-    left = _best(left, probs)
-  left = _best(left, -jnp.sum(counts, axis=0))
-  left = _best(left, voters / jnp.maximum(counts, 1), LEAST)
-  labels = jnp.argmax(left, axis=1).astype(jnp.int32)
-  if probs is None:
-    labels = jnp.where(jnp.any(votes >= 0, axis=1), labels, -1)
-  return labels
-
-
-def _best(left: Array, score: Array, near: float = 0) -> Array:
-  """Of the classes that are left [n, c], those of the best score."""
-  exact = jnp.issubdtype(score.dtype, jnp.integer)
-  lowest = jnp.iinfo(score.dtype).min if exact else -jnp.inf
-  score = jnp.where(left, score, lowest)
-  best = jnp.max(score, axis=1, keepdims=True)
-  return left & (score >= best - near)
+_counts = jax.jit(vote_counts, static_argnames='num_classes')
+_majority = jax.jit(majority_vote)
 
 
 # --- the posterior -----------------------------------------------------------
@@ -367,14 +254,14 @@ def _judged(
   as_coded: bool = False,
 ) -> tuple[Array, Array, _Posterior]:
   """Counts of votes, consensus, and the posterior that this gives."""
-  counts = _counts(votes, probs.shape[1])
+  counts = _counts(votes, num_classes=probs.shape[1])
 
   def posterior(labels: Array) -> _Posterior:
     if quality == 'agreement':
       return _of_shares(votes, counts, probs, as_coded)
     return _weighted(votes, counts, probs, labels)
 
-  labels = _majority(votes, counts, probs)
+  labels = _majority(votes, probs)
   if consensus == 'best_quality':
     labels = _likeliest(posterior(labels).probs, labels)
   return counts, labels, posterior(labels)
@@ -473,7 +360,8 @@ def _weighted(
   weights = jnp.where(jnp.any(given, axis=0), weights, 0)
 
   behind = jnp.sum(jnp.where(given, weights, 0), axis=1, keepdims=True)
-  mine = _by_class(votes, weights * (likely - unlikely), c)
+  apart = weights * (likely - unlikely)
+  mine = vote_counts(votes, num_classes=c, weights=apart)
   total = model * probs + unlikely * behind + mine
   some = (number > 0)[:, None]
   total = total / jnp.where(some, model + behind, 1)
@@ -514,7 +402,9 @@ def _of_annotators(
 @functools.partial(jax.jit, static_argnums=2)
 def _tempered(votes: Array, probs: Array, as_coded: bool) -> Array:
   """The probabilities to the power 1 / T that fits the votes, normalized."""
-  shares = _shares(_counts(votes, probs.shape[1]), probs.dtype, as_coded)
+  shares = _shares(
+    _counts(votes, num_classes=probs.shape[1]), probs.dtype, as_coded
+  )
   logs = jnp.log(jnp.maximum(probs, TINY))
   some = jnp.any(votes >= 0, axis=1)
   fitted = jax.nn.softmax(logs / _temperature(logs, shares, some, as_coded))

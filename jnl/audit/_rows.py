@@ -466,14 +466,17 @@ def valid_rows(probs: np.ndarray) -> np.ndarray:
 def pair_counts(labels: Any, guess: Any, c: int) -> Any:
   """How often each pair of label and guess occurs, [c, c] int."""
   if isinstance(guess, np.ndarray):
-    counts, labels = np.zeros(c * (c + 1), np.int64), np.asarray(labels)
-    size = max(BLOCK, len(counts))
-    for part in parts_of(len(guess), size, overlap=False):
+    labels, cells = np.asarray(labels), c * (c + 1)
+
+    def count(part: slice) -> np.ndarray:
       pair = labels[part] * (c + 1)
       pair += guess[part]
       pair += 1
-      counts += np.bincount(pair, minlength=len(counts))
-    return counts.reshape(c, c + 1)[:, 1:].copy()
+      return np.bincount(pair, minlength=cells)
+
+    parts = [*parts_of(len(guess), max(BLOCK, cells), overlap=False)]
+    found = functools.reduce(np.add, map(count, parts or [slice(0)]))
+    return found.reshape(c, c + 1)[:, 1:]
   return _pair_counts(labels, guess, c)
 
 
