@@ -6,6 +6,7 @@ All start or end at 1, and a ramp of length 0 is 1 throughout.
 import jax.numpy as jnp
 
 from jnl.base import Array, Scalar, check
+from jnl.inputs import check_range
 
 
 def _progress(step: Scalar, length: Scalar) -> Array:
@@ -159,3 +160,40 @@ def ema_rate_warmup(step: Scalar, *, rate: Scalar = 0.9999) -> Array:
   step = jnp.asarray(step)
   step = step.astype(jnp.promote_types(step.dtype, jnp.float32))
   return jnp.minimum(1 - 1 / (step + 1), rate)
+
+
+def forget_rate(
+  step: Scalar, *, rate: Scalar, length: Scalar = 10, exponent: Scalar = 1
+) -> Array:
+  r"""The share of large losses that Co-teaching leaves out, with a ramp.
+
+  .. math:: R(s) = \tau^c \min(s / (L - 1), 1) \text{ for } s < L,\qquad
+     R(s) = \tau \text{ from then on}
+
+  Args:
+    step: s >= 0, int or float, any shape; the paper counts epochs.
+    rate: tau in [0, 1], the rate of noise.
+    length: L >= 0 in the units of `step`.
+    exponent: c > 0. With another than 1 the rate jumps at L, as in the official
+      code.
+
+  Returns:
+    The shape of `step`, at least float32, in [0, 1]; `rate` if L = 0.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  >>> forget_rate(jnp.array([0, 2, 4, 5]), rate=0.5, length=5).tolist()
+  [0.0, 0.25, 0.5, 0.5]
+
+  Reference: Han, Yao, Yu, Niu, Xu, Hu, Tsang, Sugiyama, "Co-teaching: Robust
+  Training of Deep Neural Networks with Extremely Noisy Labels", NeurIPS 2018,
+  arXiv 1804.06872.
+  """
+  check_range('rate', rate, 0, 1)
+  check_range('length', length, 0)
+  check_range('exponent', exponent, 0, open_low=True)
+  rising = jnp.asarray(rate) ** exponent * _progress(
+    step, jnp.maximum(length - 1, 1)
+  )
+  return jnp.where(jnp.asarray(step) < length, rising, rate)

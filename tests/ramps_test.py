@@ -90,3 +90,17 @@ def test_ema_rate_warmup_is_a_plain_mean_at_first():
     average = rate * average + (1 - rate) * value
   np.testing.assert_allclose(average, 6.0, rtol=1e-6)
   assert ramps.ema_rate_warmup(10**9, rate=0.99) == jnp.float32(0.99)
+
+
+def test_forget_rate():
+  """A line of L points, then the rate itself; also where L is 0 or 1."""
+  rate = jax.jit(functools.partial(ramps.forget_rate, rate=0.4, exponent=2))
+  step = np.arange(7)
+  expected = np.where(step < 5, np.linspace(0, 0.16, 7) * 6 / 4, 0.4)
+  np.testing.assert_allclose(rate(step, length=5), expected, rtol=1e-6)
+  np.testing.assert_allclose(rate(4.5, length=5), 0.16, rtol=1e-6)
+  assert rate(step, length=1).tolist() == [0.0, *[np.float32(0.4)] * 6]
+  assert rate(0, length=0) == np.float32(0.4)
+  for name, value in {'rate': 1.5, 'length': -1, 'exponent': 0}.items():
+    with pytest.raises(ValueError, match=name):
+      ramps.forget_rate(1, **{'rate': 0.4, name: value})
