@@ -6,6 +6,7 @@ returns a `jnl.Method`, for `jnl.train.fit` or a loop of one's own.
 Labels that are wrong
   supervised          any loss of `jnl.losses`, most of them robust
   elr                 early-learning regularization; `mislabeled` reads it
+  cpc                 class prototypes; `clean_posterior` says whom to trust
   ill_noisy           EM with a transition matrix; `learned_transition` gives it
 Wrong labels, and a few clean examples (a stream `meta`)
   l2rw                weights by agreement with a clean batch
@@ -40,6 +41,10 @@ from jnl.steps import supervised as supervised
 from jnl.steps import supervised_bags as supervised_bags
 
 if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.methods._cpc import Believed as Believed
+  from jnl.methods._cpc import Cleaner as Cleaner
+  from jnl.methods._cpc import clean_posterior as clean_posterior
+  from jnl.methods._cpc import cpc as cpc
   from jnl.methods._dllp import dllp as dllp
   from jnl.methods._easy_llp import easy_llp as easy_llp
   from jnl.methods._elr import elr as elr
@@ -74,6 +79,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._weak_em import weak_em as weak_em
 
 _NAMES = {
+  '_cpc': ('Believed', 'Cleaner', 'clean_posterior', 'cpc'),
   '_dllp': ('dllp',),
   '_easy_llp': ('easy_llp',),
   '_elr': ('elr', 'mislabeled'),
