@@ -4,14 +4,16 @@ Masks and counts are exact. Where ties leave open which rows are taken, as many
 are, and their scores at the cut are the same.
 """
 
+import functools
 import os
 import pathlib
 import warnings
 
+from golden_case import side_by_side
 import numpy as np
 import pytest
 
-from jnl import audit
+from jnl import audit, neighbors
 
 SCORES = 'self_confidence', 'normalized_margin', 'confidence_weighted_entropy'
 DATA = pathlib.Path(
@@ -230,7 +232,28 @@ def check_test_sets(case):
     case.equal(np.flatnonzero(found), name)
 
 
+def check_relations(case):
+  """Neighbors among the positives, and votes that weigh 1 / distance."""
+  points, labels, k = case['X'], case['labels'], case.hp('k')
+  positive, c = case['pos_idx'], len(case['classes'])
+  case.skip('true')  # of nothing that is compared
+
+  def run(points):
+    near = functools.partial(neighbors.nearest, k=k, metric='cosine')
+    return near(points, points[positive]), near(points, points)
+
+  of_positives, of_all = yield run, points
+  case.close(of_positives.distances, 'nn_dist', rtol=1e-5, atol=1e-6)
+  case.equal(of_positives.index, 'nn_idx')
+  np.testing.assert_array_equal(labels[positive] > 0, True)
+  weights = 1 / np.maximum(of_all.distances, 1e-12)  # the row itself is all
+  votes = np.stack([(labels[of_all.index] == j) * weights for j in range(c)], 1)
+  probs = votes.sum(2) / weights.sum(1, keepdims=True)
+  case.close(probs, 'knn_proba', atol=1e-4)
+
+
 CHECKS = {
+  ('tacred', 'knn_reference'): (check_relations, side_by_side),
   ('labelerrors', 'find_label_issues_outputs'): (check_test_sets, list),
   ('cleanlab', 'confident_joint'): (check_joint, list),
   **{

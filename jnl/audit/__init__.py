@@ -15,12 +15,15 @@ numpy out, jax in gives jax out.
   crowdlab, majority_vote, active_learning_scores
                                               several annotators of each row
   ood_probs, ood_features, near_duplicates    unusual rows, rows that come twice
+  intrinsic_flags, extrinsic_flags -> apply_flags
+                                              "no relation" where there is one
   consensus_of_votes, part_accuracy, accuracy_vs_prevalence, ...
                                               test sets that people looked at
 
 `jnl.train.page` shows it on a page, which `experiments/label_audit.py` makes.
 """
 
+from jnl.aggregate import majority_vote
 from jnl.audit._classes import (
   Overlaps,
   RankedClasses,
@@ -43,7 +46,6 @@ from jnl.audit._crowd import (
   Crowd,
   active_learning_scores,
   crowdlab,
-  majority_vote,
 )
 from jnl.audit._issues import (
   find_label_issues,
@@ -51,6 +53,13 @@ from jnl.audit._issues import (
   rank_label_issues,
 )
 from jnl.audit._quality import ensemble_quality, label_quality
+from jnl.audit._relations import (
+  Relabeled,
+  RelationFlags,
+  apply_flags,
+  extrinsic_flags,
+  intrinsic_flags,
+)
 from jnl.audit._streamed import (
   StreamedJoint,
   confident_joint_streamed,
@@ -86,9 +95,12 @@ __all__ = [
   'PartAccuracy',
   'PrevalenceAccuracy',
   'RankedClasses',
+  'Relabeled',
+  'RelationFlags',
   'StreamedJoint',
   'accuracy_vs_prevalence',
   'active_learning_scores',
+  'apply_flags',
   'bootstrap_accuracy',
   'calibrate_joint',
   'confident_joint',
@@ -98,10 +110,12 @@ __all__ = [
   'crowdlab',
   'ensemble_quality',
   'estimate_joint',
+  'extrinsic_flags',
   'find_label_issues',
   'find_label_issues_streamed',
   'find_multilabel_issues',
   'health',
+  'intrinsic_flags',
   'label_quality',
   'latent',
   'majority_vote',
