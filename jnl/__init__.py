@@ -11,6 +11,9 @@ First steps
   estimator.NoisyLabelClassifier     all of it, as scikit-learn has it
 Rooms
   audit       which labels are wrong: confident learning, scores, duplicates
+  aggregate   what several votes say together: majority, EM, label models
+  select      which examples to trust: small losses, mixtures, prototypes
+  transition  what label turns into what: estimates of the matrix
   noise       wrong labels, candidates and bags, made to measure
   em          posteriors of imprecise labels and their losses
   automata    exact inference in bags: counts, relations
@@ -36,6 +39,7 @@ from jnl.base import Table as Table
 
 if TYPE_CHECKING:
   from jnl import (
+    aggregate,
     audit,
     automata,
     base,
@@ -52,15 +56,18 @@ if TYPE_CHECKING:
     nets,
     noise,
     ramps,
+    select,
     steps,
     teacher,
     train,
+    transition,
   )
 
 __version__ = '0.1.0'
 """The one place that says it; pyproject.toml reads it from here."""
 
 __all__ = [  # what `help(jnl)` shows; of the classes it would print tuple's own
+  'aggregate',
   'audit',
   'automata',
   'base',
@@ -77,9 +84,11 @@ __all__ = [  # what `help(jnl)` shows; of the classes it would print tuple's own
   'nets',
   'noise',
   'ramps',
+  'select',
   'steps',
   'teacher',
   'train',
+  'transition',
 ]
 
 if not TYPE_CHECKING:  # to mypy, a name that is not there is an error

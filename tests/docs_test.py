@@ -81,7 +81,7 @@ def test_references_are_read():
 
 def test_a_paper_has_one_title(monkeypatch):
   monkeypatch.setattr(papers, 'ROOMS', ('ramps',))
-  assert len(papers.find_papers()) == 3
+  assert len(papers.find_papers()) == 4
   first = 'A, "Title", ICML 2020, arXiv 2001.00001'
   for other in (first.replace('ICML', 'ICLR'), first.replace('00001', '00002')):
     monkeypatch.setattr(

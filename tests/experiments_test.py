@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -26,9 +27,14 @@ from jnl.train import _fit, _plan, parse, run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
-EXPERIMENTS = sorted(SCRIPTS - {'throughput', 'label_audit'})  # see their tests
+OTHERS = {'throughput', 'label_audit', 'noise_rates'}  # see their tests
+EXPERIMENTS = sorted(SCRIPTS - OTHERS)
 CHANGED = """--dtype bfloat16 --standardize --augment crop_flip
   --noise symmetric_inclusive --rate .5"""
+SPAM = pathlib.Path(
+  os.environ.get('JNL_DATA', ROOT.parent / 'shared' / 'data'),
+  'youtube_spam.npz',
+)
 FIELDS = 'experiment method dataset setting seed metric last best_val seconds'
 
 
@@ -100,7 +106,11 @@ def test_a_script_runs_as_users_run_it(mine, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_smoke(name, tmp_path, capsys):
-  changed = {'label_proportions': '--bags 0 --bag-sizes 7 --logits'}
+  changed = {
+    'label_proportions': '--bags 0 --bag-sizes 7 --logits',
+    'crowd': '--methods crowdlab,truth',
+    'labeling_functions': '--soft --methods dawid_skene_balance,truth',
+  }
   argv = changed.get(name, '').split()
   here(name, *argv, '--smoke', '--out', tmp_path)
   seeds = 1 if name == 'label_proportions' else 2
@@ -272,6 +282,17 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('benchmark_errors', '--methods guesser', 'methods must name one to train'),
     ('benchmark_errors', '--prevalence 5', 'prevalence must lie in [0, 1], g'),
     ('benchmark_errors', '--methods mlp,guesser', "errors '' lacks pred_prob"),
+    ('crowd', '--methods dawid', "unknown method 'dawid'"),
+    ('crowd', '--errors systemic', "unknown errors 'systemic'; did you mean"),
+    ('crowd', '--accuracy .5', 'accuracy must be two numbers in [0, 1], got'),
+    ('crowd', '--present 0', 'present must lie in (0, 1], got 0'),
+    ('relation_noise', '--negative x', 'negative must be numbers'),
+    ('relation_noise', '--negative 12', 'negative must be some of the 10'),
+    ('relation_noise', '--k 500', 'k must be at most the number of trusted'),
+    ('relation_noise', '--net tfidf', 'net tfidf is not for images'),
+    ('labeling_functions', '--methods coin', "unknown method 'coin'"),
+    ('labeling_functions', '--functions 0', 'functions must be at least 1'),
+    ('labeling_functions', '--words 50', 'functions and words: only '),
   ],
 )
 def test_bad_options_of_others(name, argv, message, tmp_path):
@@ -491,3 +512,50 @@ def test_votes_of_people_and_the_model_that_asked_them(mine, traced, tmp_path):
     np.savez(errors, **{k: v for k, v in other.items() if v is not None})
     with pytest.raises(ValueError, match=message):
       script(*argv)
+
+
+@pytest.mark.slow
+def test_a_crowd_of_a_file(tmp_path, capsys):
+  """Three annotators of five take every third class for the next one."""
+  rng = np.random.default_rng(0)
+  truth = rng.integers(0, 3, 300)
+  item, worker = np.nonzero(rng.random((300, 5)) < 0.8)
+  answer = truth[item]
+  answer[(worker > 1) & (answer == 2)] = 0
+  arrays = {'item': item, 'worker': worker, 'answer': answer, 'truth': truth}
+  np.savez(tmp_path / 'mine.npz', **arrays)
+  argv = '--dataset', 'mine', '--data-dir', tmp_path, '--out', tmp_path / 'out'
+  here('crowd', *argv, '--methods', 'majority,dawid_skene,crowdlab,truth')
+  rows = {row['method']: row for row in rows_in(tmp_path / 'out')}
+  assert set(rows) == {'majority', 'dawid_skene', 'crowdlab'}
+  assert rows['dawid_skene']['labels'] > 0.97
+  assert rows['majority']['last'] < 0.9
+  assert '300 items, 3 classes, 5 annotators' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SPAM.exists(), reason=f'{SPAM} is not here')
+def test_keywords_of_spam():
+  """What a prior saves: five functions only ever say spam, five never do."""
+  script = script_of('labeling_functions')
+  argv = ['--dataset', SPAM.stem, '--data-dir', str(SPAM.parent)]
+  config = parse(script['Config'], '', argv)
+  task = script['read'](config)
+  assert np.bincount(task.part).tolist() == [350, 350, 438, 448, 370]
+  rows = task.part != 4
+  votes = script['votes_of'](task, script['pick'](config, task, rows))[None]
+  covered = rows & (votes >= 0).any(2)
+  assert 0.84 < covered.sum() / rows.sum() < 0.9
+  found = {
+    name: script['labels_of'](name, task, votes, covered).known
+    for name in ('majority', 'one_coin', 'one_coin_strong')
+  }
+  right = {name: known['labels'][0] for name, known in found.items()}
+  assert right['majority'] > 0.9
+  assert right['one_coin_strong'] > 0.9
+  assert right['one_coin'] < 0.65
+  assert [bool(known['collapsed'][0]) for known in found.values()] == [
+    False,
+    True,
+    False,
+  ]

@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 
+import golden_aggregate
 import golden_audit
 import golden_automata
 import golden_belief
@@ -23,6 +24,8 @@ import golden_losses
 import golden_meta
 import golden_noise
 import golden_proportions
+import golden_select
+import golden_transition
 import jax
 import numpy as np
 import pytest
@@ -34,6 +37,7 @@ FILES = sorted(FOLDER.glob('*.npz'))
 OWN = FOLDER == DEFAULT
 pytestmark = [] if OWN else [pytest.mark.unbounded]
 CHECKS = {
+  **golden_aggregate.CHECKS,
   **golden_audit.CHECKS,
   **golden_automata.CHECKS,
   **golden_belief.CHECKS,
@@ -43,6 +47,8 @@ CHECKS = {
   **golden_meta.CHECKS,
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
+  **golden_select.CHECKS,
+  **golden_transition.CHECKS,
 }
 # The first stage has a file of each function, but none of these costly ones.
 SLOW = {
