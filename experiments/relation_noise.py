@@ -80,7 +80,7 @@ class Config(script.Common):
   batch_size: int = option(50, 'examples in a step')
   learning_rate: float = option(0.0, 'of Adam: by default 3e-3, tfidf .1')
   out: str = option('results/relation_noise', 'folder for what comes out')
-  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, 2 folds')
+  smoke: bool = option(False, 'seconds only: 2 seeds, epochs, folds, methods')
 
 
 class Task(NamedTuple):
@@ -196,7 +196,11 @@ def read(config: Config) -> tuple[Config, Dataset]:
   rate = config.learning_rate or RATES.get(net, 3e-3)
   config = dataclasses.replace(config, net=net, learning_rate=rate)
   if config.smoke:
-    config = dataclasses.replace(config, seeds=2, epochs=2, folds=2)
+    chosen = config.methods != Config.methods
+    few = config.methods if chosen else ('noisy', 'extrinsic_eliminate')
+    config = dataclasses.replace(
+      config, methods=few, seeds=2, epochs=2, folds=2
+    )
   return config, dataset
 
 

@@ -21,6 +21,8 @@ if not any('optimization_level' in flag for flag in flags):
   # XLA ends the process at a flag that it does not know.
   if importlib.metadata.version('jaxlib').startswith('0.10.'):
     flags.append('--xla_cpu_use_fusion_emitters=false')
+# A program in one part: in parts for several threads it takes a seventh more.
+flags.append('--xla_cpu_parallel_codegen_split_count=1')
 os.environ['XLA_FLAGS'] = ' '.join(flags)
 os.environ['JAX_PLATFORMS'] = 'cpu'  # which can have eight
 # Of BLAS, which numpy starts: beside other workers they spin and wait.

@@ -52,6 +52,8 @@ CHECKS = {
 }
 # The first stage has a file of each function, but none of these costly ones.
 SLOW = {
+  'docta__hoc_simifeat__k3',
+  'docta__hoc_simifeat__k5',
   'bootstrap__m_dyr_h__public_a',
   'bp__gibbs__public_bag_star_tree',
   'bp__gibbs__public_chain_tree',

@@ -7,6 +7,7 @@ inputs have one shape, [64, 4].
 import functools
 import inspect
 
+from cost import slow
 from fixture_losses import close, draw, run, softmax, value_and_slope
 import jax
 import jax.numpy as jnp
@@ -524,7 +525,7 @@ def check_masked(name, found, low):
 
 
 @every_loss
-@pytest.mark.parametrize('soft', ['', ' soft'], ids=['hard', 'soft'])
+@pytest.mark.parametrize('soft', ['', slow(' soft')], ids=['hard', 'soft'])
 def test_a_masked_class_counts_for_nothing(loss, soft):
   """Of logit -inf and label 0."""
   of = lambda name: (lambda _, v, s: (v, 64 * s))(*found(loss, name + soft))
@@ -637,6 +638,7 @@ def swept(group):
 WITH_FLOATS = [loss for loss in LOSSES if floats(loss)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', WITH_FLOATS, ids=lambda f: f.__name__)
 def test_hyperparameters_may_be_traced(loss):
   """A sweep by vmap gives what the calls one by one give."""

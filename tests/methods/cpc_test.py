@@ -40,6 +40,7 @@ def small(**kwargs):
   return cpc(linear(D, C), optax.sgd(0.5), **sizes, **kwargs)
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return cpc(

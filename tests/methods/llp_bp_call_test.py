@@ -46,6 +46,7 @@ def method():
   return make()
 
 
+@pytest.mark.slow
 def test_the_first_labels_are_those_of_the_parts(method):
   start = method.init(KEY)
   graph = similarity_graph(jnp.asarray(X), metric='euclidean')

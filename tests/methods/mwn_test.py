@@ -2,10 +2,12 @@
 
 from contract import BATCH, SHARDS, Contract, N, network, optimizer
 import optax
+import pytest
 
 from jnl.methods import mwn
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     weigher_tx = optax.sgd(0.1)

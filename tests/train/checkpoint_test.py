@@ -482,6 +482,7 @@ def train_child(folder, name):
   fixture_killed.main(folder / name, folder / name, 2)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_bit(tmp_path):
   """At one place, and in this process; anywhere in the second stage."""
   process = start(tmp_path / 'run', 2)

@@ -175,6 +175,7 @@ def three_runs(vectorize):
   return raw_keys(many), rows[-1]['train_accuracy']
 
 
+@pytest.mark.slow
 def test_many_runs_are_the_single_runs():
   many, _ = three_runs(False)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(many.state))

@@ -103,6 +103,7 @@ def same(one, other, off=1e-6):
   np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_neighbors_that_are_given_are_not_looked_for():
   """Alike from features, from neighbors, split over devices, and in jit."""
   labels, x, _ = clustered()

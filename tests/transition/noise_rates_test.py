@@ -28,14 +28,12 @@ def run(out, **options):
 @pytest.mark.filterwarnings('ignore:.* of 8 devices are used')
 def test_digits(tmp_path):
   """One seed; of HOC and of flags see hoc_test.py."""
-  noises = 'symmetric', 'pair_flip'
   methods = 'anchor', 'anchor_97', 'vol_min'
-  options = {'methods': ','.join(methods), 'noise': ','.join(noises)}
+  options = {'methods': ','.join(methods), 'noise': 'pair_flip'}
   rows = run(tmp_path, **options, seeds=1)
-  for noise, most in zip(noises, (0.22, 0.13), strict=True):
-    largest, below, learned = (rows[noise, m]['error'] for m in methods)
-    assert below < largest < 0.6
-    assert learned <= most
+  largest, below, learned = (rows['pair_flip', m]['error'] for m in methods)
+  assert below < largest < 0.6
+  assert learned <= 0.13
   assert (tmp_path / 'matrices.png').exists()
   with np.load(tmp_path / 'matrices.npz') as file:
-    assert file['truth'].shape == file['vol_min'].shape == (2, 10, 10)
+    assert file['truth'].shape == file['vol_min'].shape == (1, 10, 10)
