@@ -389,6 +389,14 @@ def read_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
   return mask
 
 
+def read_row_mask(mask: ArrayLike, n: int) -> Array:
+  """Checks a mask of rows, [n] bool; it may leave none."""
+  mask = as_array('mask', mask)
+  check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
+  check(mask.shape == (n,), f'mask must be [{n}], got shape {mask.shape}')
+  return mask
+
+
 def read_counts(counts: ArrayLike, mask: Array, name: str = 'counts') -> Array:
   """Checks counts [...] of instances in bags with `mask` [..., m].
 

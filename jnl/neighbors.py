@@ -28,7 +28,7 @@ from jnl.base import (
   is_concrete,
   mesh_of,
 )
-from jnl.inputs import as_array, read_floats
+from jnl.inputs import read_floats, read_row_mask
 
 Metric = Literal['euclidean', 'cosine']
 Search = Literal['exact', 'approximate', 'faiss']
@@ -155,9 +155,7 @@ def _read_points(
     f'{name} must be [n, d], not empty, got shape {points.shape}',
   )
   if mask is not None:
-    mask, n = as_array('mask', mask), len(points)
-    check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
-    check(mask.shape == (n,), f'mask must be [{n}], got shape {mask.shape}')
+    mask = read_row_mask(mask, len(points))
     points = jnp.where(mask[:, None], points, 0)
   if is_concrete(points):
     check(jnp.all(jnp.isfinite(points)), f'{name} must be finite')

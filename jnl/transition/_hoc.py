@@ -9,9 +9,9 @@ from jax.typing import ArrayLike
 import optax
 
 from jnl.base import Array, Scalar, check, gather, global_sum
-from jnl.inputs import check_range, read_rows_of_probs, read_transition
+from jnl.inputs import check_range, read_transition
 from jnl.neighbors import Neighbors
-from jnl.transition._inputs import near_of, read_given, read_index
+from jnl.transition._inputs import near_of, read_given, read_index, read_prior
 
 MOST_CLASSES = 256
 """The third order holds c^3 numbers, and a step of the fit takes c^4 products:
@@ -117,10 +117,7 @@ def consensus(transition: ArrayLike, prior: ArrayLike) -> Consensus:
   transition = read_transition(transition)
   c = len(transition)
   _check_classes(c)
-  prior = jnp.asarray(prior)
-  check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
-  prior = read_rows_of_probs(prior[None], 'prior')[0]
-  return _consensus(transition, prior)
+  return _consensus(transition, read_prior(prior, c))
 
 
 def hoc(

@@ -4,15 +4,20 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jnl.base import Array, axis_is_bound, check, check_auto, is_concrete
-from jnl.inputs import as_array, check_simplex, read_floats, read_labels
+from jnl.inputs import (
+  as_array,
+  check_simplex,
+  read_floats,
+  read_labels,
+  read_row_mask,
+  read_rows_of_probs,
+)
 from jnl.neighbors import Neighbors, knn
 
 
 def read_where(mask: ArrayLike | None, n: int) -> Array:
   """Checks a mask [n] of bool, all true if None; outside jit one row counts."""
-  mask = jnp.ones(n, bool) if mask is None else as_array('mask', mask)
-  check(mask.dtype == bool, f'mask must be bool, got {mask.dtype}', TypeError)
-  check(mask.shape == (n,), f'mask must be [{n}], got shape {mask.shape}')
+  mask = jnp.ones(n, bool) if mask is None else read_row_mask(mask, n)
   if is_concrete(mask):
     check(jnp.any(mask), 'mask must leave at least one row')
   return mask
@@ -50,6 +55,13 @@ def read_probs(probs: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array]:
   probs = probs.astype(jnp.promote_types(probs.dtype, jnp.float32))
   probs = jnp.where(where[:, None], probs, 1 / probs.shape[1])
   return probs / jnp.sum(probs, axis=1, keepdims=True), where
+
+
+def read_prior(prior: ArrayLike, c: int) -> Array:
+  """Frequencies of the clean classes, [c] on the simplex."""
+  prior = jnp.asarray(prior)
+  check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
+  return read_rows_of_probs(prior[None], 'prior')[0]
 
 
 def read_index(index: ArrayLike, n: int, k: int) -> Array:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jnl.base import Array, check
-from jnl.inputs import read_rows_of_probs, read_transition
+from jnl.inputs import read_transition
 from jnl.neighbors import Neighbors
-from jnl.transition._inputs import near_of, read_given
+from jnl.transition._inputs import near_of, read_given, read_prior
 
 LEAST_RATE = 0.05
 """The least, and one less the largest, share of labels that is flagged."""
@@ -161,9 +161,7 @@ def simifeat_rank(
   """
   transition = read_transition(transition)
   c = len(transition)
-  prior = jnp.asarray(prior)
-  check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
-  prior = read_rows_of_probs(prior[None], 'prior')[0]
+  prior = read_prior(prior, c)
   labels, where, near = _read(labels, features, c, k, mask)
   votes = _votes(labels, where, near, c)
   scores, _ = _scores(votes, labels, where)
