@@ -817,32 +817,56 @@ def name_tag(name: str) -> int:
   return zlib.crc32(name.encode())
 
 
-def shuffle_within(key: Key, index: Array, tree: T) -> T:
+def shuffle_within(
+  key: Key, index: Array, tree: T, *, where: Array | None = None
+) -> T:
   """The examples of a batch, permuted within its shards.
 
   For what pairs examples, such as mixup: it needs no communication, and gives
   the same pairs on any number of devices that divides gcd(8, b), the default
-  shards; on 6 or 16 devices they are others than on one. A partner may
-  be an example of weight 0, which holds anything: permute `weight` alike, and
-  let a pair count where both do.
+  shards; on 6 or 16 devices they are others than on one.
 
   Args:
     key: the step's key, after a `fold_in` with a fixed tag.
     index: [b] int, global.
     tree: arrays [b, ...]; all are permuted alike.
+    where: [b] bool, the examples that are permuted among themselves, such as
+      `weight > 0`; the others stay where they are, and what they hold, their
+      index too, changes nothing for these. By default all.
 
   Returns:
     The permuted tree.
+
+  Raises:
+    ValueError: if `where` is not [b].
+
+  >>> x, there = jnp.arange(4), jnp.array([True, False, True, True])
+  >>> shuffle_within(jax.random.key(0), x, x, where=there)[1].tolist()
+  1
   """
   devices = lax.axis_size(AXIS) if axis_is_bound() else 1
   b = index.shape[0]
   groups = max(1, math.gcd(SHARDS, b * devices) // devices)
   groups = math.gcd(groups, b)
   score = jax.vmap(jax.random.bits)(example_keys(key, index))
-  order = jnp.argsort(score.reshape(groups, -1), axis=1)
+  score = score.reshape(groups, -1)
+  order = jnp.argsort(score, axis=1)
+  if where is not None:
+    check(
+      where.shape == index.shape,
+      f'where must be [b] = {index.shape}, got {where.shape}',
+    )
+    order = jax.vmap(_order_among)(score, where.reshape(groups, -1))
 
   def permute(x: Array) -> Array:
     grouped = x.reshape(groups, b // groups, *x.shape[1:])
     return jax.vmap(lambda rows, i: rows[i])(grouped, order).reshape(x.shape)
 
   return jax.tree.map(permute, tree)
+
+
+def _order_among(score: Array, where: Array) -> Array:
+  """A permutation that sorts those of `where` by score in their own places."""
+  places = jnp.argsort(~where, stable=True)
+  ranked = jnp.lexsort((jnp.where(where, score, 0), ~where))
+  return jnp.zeros_like(places).at[places].set(ranked)

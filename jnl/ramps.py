@@ -1,7 +1,10 @@
 """Ramps: coefficients as functions of the step, safe to trace.
 
-All start or end at 1, and a ramp of length 0 is 1 throughout.
+Those of a length start or end at 1, and are 1 throughout if it is 0.
 """
+
+from collections.abc import Sequence
+import itertools
 
 import jax.numpy as jnp
 
@@ -197,3 +200,33 @@ def forget_rate(
     step, jnp.maximum(length - 1, 1)
   )
   return jnp.where(jnp.asarray(step) < length, rising, rate)
+
+
+def piecewise_linear(
+  step: Scalar, points: Sequence[tuple[Scalar, Scalar]]
+) -> Array:
+  """A weight on the line through some points, constant before and after them.
+
+  Args:
+    step: s >= 0, int or float, any shape; in what units, the points say.
+    points: (step, value), at least one, whose steps rise.
+
+  Returns:
+    The shape of `step`, at least float32.
+
+  Raises:
+    ValueError: if there are no points, or the steps do not rise.
+
+  >>> piecewise_linear(jnp.array([0, 15, 99]), [(10, 0.0), (20, 2.0)]).tolist()
+  [0.0, 1.0, 2.0]
+  """
+  check(
+    len(points) > 0 and all(len(point) == 2 for point in points),
+    f'points must be pairs of a step and a value, got {points}',
+  )
+  for (before, _), (after, _) in itertools.pairwise(points):
+    check(before < after, f'the steps of points must rise, got {points}')
+  step = jnp.asarray(step)
+  dtype = jnp.promote_types(step.dtype, jnp.float32)
+  at, values = (jnp.asarray(a, dtype) for a in zip(*points, strict=True))
+  return jnp.interp(step.astype(dtype), at, values)

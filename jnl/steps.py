@@ -3,13 +3,14 @@
 `from_loss` makes a method of a loss, `supervised` and `supervised_bags` of a
 loss of labels. Methods with a step of their own take the pieces: `model_keys`,
 `training_pass`, `apply_views` and `apply_to_bags` for a network's passes,
-`guarded_step`, `ema` and `per_example_step` for what moves. All is written for
-the global view of a batch, as `jnl.base` says.
+`guarded_step`, `ema` and `per_example_step` for what moves; `pair` and
+`each_optimizer` of two networks, `mixup_ratio` and `mix` of mixed examples. All
+is written for the global view of a batch, as `jnl.base` says.
 """
 
 from collections.abc import Callable, Sequence
 import operator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -633,6 +634,139 @@ def each(f: Callable[..., T], count: int, *stacked: PyTree) -> T:
     f(*jax.tree.map(operator.itemgetter(i), stacked)) for i in range(count)
   ]
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def pair(model: Model) -> Model:
+  """Two networks of one kind as a model, each with parameters of its own.
+
+  Parameters and statistics are stacked, [2, ...]; both networks see the same
+  inputs. Where they see different ones, call `each` with `model` itself.
+
+  Args:
+    model: one network.
+
+  Returns:
+    A model whose logits are the mean of both, whose features are those of both
+    side by side, and whose `aux` is the `Outputs` of each, stacked [2, b, ...].
+
+  Raises:
+    TypeError: if `model` is no `Model`.
+
+  >>> both = pair(linear(3, 2))
+  >>> params, stats = both.init(jax.random.key(0))
+  >>> outputs, _ = both.apply(params, stats, jnp.ones((5, 3)), None, False)
+  >>> outputs.logits.shape, outputs.features.shape, outputs.aux.logits.shape
+  ((5, 2), (5, 6), (2, 5, 2))
+  """
+  check_model(model)
+
+  def init(key: Key) -> tuple[Params, Stats]:
+    return jax.vmap(model.init)(jax.random.split(key))
+
+  def apply(
+    params: Params, stats: Stats, x: Inputs, keys: Key | None, *rest: Any
+  ) -> tuple[Outputs, Stats]:
+    def one(params: Params, stats: Stats, i: Array) -> tuple[Outputs, Stats]:
+      own = None
+      if keys is not None:
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+      outputs, stats = model.apply(params, stats, x, own, *rest)
+      return outputs._replace(aux=()), stats
+
+    both, stats = each(one, 2, params, stats, jnp.arange(2))
+    features = jnp.concatenate([*both.features], axis=-1)
+    return Outputs(jnp.mean(both.logits, axis=0), features, both), stats
+
+  return Model(init, apply)
+
+
+def each_optimizer(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """An optimizer of stacked networks, as if each had one of its own.
+
+  What is of all parameters together, such as a clip by their norm, is of one
+  network.
+
+  Args:
+    tx: of one network.
+
+  Returns:
+    The same over trees of [networks, ...].
+
+  >>> tx = each_optimizer(optax.clip_by_global_norm(1.0))
+  >>> gradient = jnp.array([[2.0], [0.5]])
+  >>> tx.update(gradient, tx.init(gradient))[0].tolist()
+  [[1.0], [0.5]]
+  """
+  return optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+
+
+# --- mixing -------------------------------------------------------------------
+
+
+def mixup_ratio(key: Key, alpha: Scalar, *, major: bool = False) -> Array:
+  r"""The share that an example keeps when it is mixed, one for the batch.
+
+  .. math:: r \sim \mathrm{Beta}(\alpha, \alpha)
+
+  Args:
+    key: the step's key, after a `fold_in` with a fixed tag.
+    alpha: > 0; 1 is uniform, large ones are near 1/2.
+    major: max(r, 1 - r) instead, so that an example stays most of itself, as in
+      MixMatch.
+
+  Returns:
+    [], float32, in [0, 1].
+
+  Raises:
+    ValueError: if `alpha` is not positive.
+
+  >>> bool(mixup_ratio(jax.random.key(0), 1.0, major=True) >= 0.5)
+  True
+
+  Reference: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk
+  Minimization", ICLR 2018, arXiv 1710.09412.
+  """
+  check(alpha > 0, f'alpha must be positive, got {alpha}')
+  ratio = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+  return jnp.maximum(ratio, 1 - ratio) if major else ratio
+
+
+def mix(ratio: Scalar, tree: T, partners: T) -> T:
+  r"""Examples mixed with their partners.
+
+  .. math:: r x + (1 - r) x'
+
+  `partners = shuffle_within(key, index, tree, where=weight > 0)` gives them:
+  an example of weight 0 is nobody's partner.
+
+  Args:
+    ratio: r in [0, 1], a scalar.
+    tree: x, floating-point arrays [b, ...].
+    partners: x', a tree like it.
+
+  Returns:
+    A tree like `tree`, of its dtypes.
+
+  Raises:
+    TypeError: if an array is not floating-point: texts cannot be mixed.
+
+  >>> mix(0.75, jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])).tolist()
+  [0.75, 0.25]
+
+  Reference: see `mixup_ratio`.
+  """
+
+  def one(x: Array, other: Array) -> Array:
+    check(
+      jnp.issubdtype(x.dtype, jnp.floating),
+      f'mixup needs floating-point inputs, got {x.dtype}',
+      TypeError,
+    )
+    return (ratio * x + (1 - ratio) * other).astype(x.dtype)
+
+  return jax.tree.map(one, tree, partners)
 
 
 # --- steps --------------------------------------------------------------------

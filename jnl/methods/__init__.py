@@ -29,6 +29,10 @@ Bags: proportions, counts, any evidence
   weak_em             EM on the posterior of any evidence (`jnl.automata`)
   llp_bp              counts and neighbors, by belief propagation, in rounds
   refine              its parts: `similarity_graph`, `pseudo_labels`, this
+By name
+  build               a method or a loss, for a training set of a size
+  known_names         the names there are
+  takes               whether one has an argument
 Settings that papers published
   published           for a method or loss, data set, noise and rate
   known_settings      all of a method
@@ -70,6 +74,9 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._mwn import Weighed as Weighed
   from jnl.methods._mwn import mwn as mwn
   from jnl.methods._mwn import weigher_optimizer as weigher_optimizer
+  from jnl.methods._named import build as build
+  from jnl.methods._named import known_names as known_names
+  from jnl.methods._named import takes as takes
   from jnl.methods._proden import proden as proden
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
@@ -103,6 +110,7 @@ _NAMES = {
   '_mlc': ('Corrected', 'mlc'),
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
+  '_named': ('build', 'known_names', 'takes'),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),
   '_storm': ('Rescaled', 'storm'),

@@ -1,6 +1,7 @@
 """The settings that methods and losses were published with.
 
-Those of a method are `SETTINGS` in its own file; those of losses, which
+Those of a method are `SETTINGS` in its own file (`PLUS_SETTINGS` and the like
+where a file has several methods of the same cases); those of losses, which
 `supervised` trains with, are here, since their papers compare them all in one
 and the same setting.
 """
@@ -27,14 +28,18 @@ class Settings:
     net: the network, as `nets.build` names it.
     epochs: passes over the training set.
     batch_size: examples in a step.
-    learning_rate: of SGD, at first.
-    momentum: of SGD, without Nesterov's.
+    learning_rate: at first.
+    momentum: of SGD.
     weight_decay: L2, added to the gradient.
     l1: weight of the absolute values of all parameters in the loss.
     max_norm: to which the gradient is shortened, None for never.
     drops: epochs after which the rate is multiplied by `drop`.
     drop: by what.
     cosine_to: the last rate of a cosine over all steps, None for none.
+    falls_from: the epoch from which the rate falls on a line, to 0 after the
+      last one; None for never.
+    adam: Adam in the place of SGD; `momentum` is its first decay.
+    nesterov: SGD with Nesterov's momentum.
     views: what was done to images, as `train.script` names it; '' if the source
       does not say.
     arguments: hyperparameters of the method or the loss, by name.
@@ -53,11 +58,14 @@ class Settings:
   drops: tuple[int, ...] = ()
   drop: float = 0.1
   cosine_to: float | None = None
+  falls_from: int | None = None
+  adam: bool = False
+  nesterov: bool = False
   views: str = ''
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def optimizer(self, steps: int) -> optax.GradientTransformation:
-    """SGD as it was.
+    """The optimizer as it was.
 
     Args:
       steps: of an epoch, n // batch_size.
@@ -86,6 +94,13 @@ class Settings:
         self.epochs * steps,
         alpha=self.cosine_to / self.learning_rate,
       )
+    if self.falls_from is not None:
+      rate = optax.linear_schedule(
+        self.learning_rate,
+        0.0,
+        (self.epochs - self.falls_from) * steps,
+        self.falls_from * steps,
+      )
     parts = []
     if self.l1:
       add = lambda gradient, w: gradient + self.l1 * jnp.sign(w)
@@ -93,11 +108,13 @@ class Settings:
     # What is shortened is the gradient of the loss, with L1 and without L2.
     if self.max_norm is not None:
       parts.append(optax.clip_by_global_norm(self.max_norm))
-    return optax.chain(
-      *parts,
-      optax.add_decayed_weights(self.weight_decay),
-      optax.sgd(rate, momentum=self.momentum),
-    )
+    parts.append(optax.add_decayed_weights(self.weight_decay))
+    if self.adam:
+      parts.append(optax.adam(rate, b1=self.momentum))
+    else:
+      own = {'momentum': self.momentum, 'nesterov': self.nesterov}
+      parts.append(optax.sgd(rate, **own))
+    return optax.chain(*parts)
 
 
 def published(
@@ -152,9 +169,14 @@ def known_settings(method: str) -> dict[Case, Settings]:
     return LOSSES[method]
   if method not in dir(methods):
     return {}
-  home = sys.modules[getattr(methods, method).__module__]
-  all_of_file: dict[Case, Settings] = getattr(home, 'SETTINGS', {})
-  return {c: s for c, s in all_of_file.items() if s.method == method}
+  home = vars(sys.modules[getattr(methods, method).__module__])
+  of_file = (home[name] for name in home if name.endswith('SETTINGS'))
+  return {
+    case: settings
+    for cases in of_file
+    for case, settings in cases.items()
+    if settings.method == method
+  }
 
 
 # --- losses ------------------------------------------------------------------
