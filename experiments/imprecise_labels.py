@@ -101,10 +101,10 @@ RECIPES = {
 }
 shift = functools.partial(augment.pad_crop, padding=2)
 fade = functools.partial(augment.gaussian_noise, scale=0.1)
-noise_view = augment.compose(augment.feature_dropout, fade)
+noise_view = script.STRONG_VIEWS['none']
 square = functools.partial(augment.cutout, size=8)
 crop_view = augment.compose(shift, square, fade)
-strong_view = augment.compose(script.crop_flip, augment.fixmatch_augment)
+strong_view = script.STRONG_VIEWS['crop_flip']
 VIEWS = {
   'noise': augment.views(augment.compose(), noise_view, noise_view),
   'crop': augment.views(shift, crop_view, crop_view),

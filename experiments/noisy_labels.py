@@ -8,6 +8,8 @@ then the wrong labels; robust losses and ELR hold on.
   python experiments/noisy_labels.py                 # digits, 5 seeds, a minute
   python experiments/noisy_labels.py --methods ce,elr --noise pair_flip
   python experiments/noisy_labels.py --rate .2,.4,.6  # accuracy against rate
+  python experiments/noisy_labels.py \\
+    --noise symmetric:.2,symmetric:.4,pair_flip:.4,part_dependent:.4
   python experiments/noisy_labels.py --dataset fashion_mnist --seeds 1 \\
     --net strided_cnn --batch-size 128 --epochs 30
   python experiments/noisy_labels.py --dataset cifar10 --batch-size 128 \\
@@ -28,17 +30,16 @@ with which the network memorizes before it has learned (ELR 82, CE 72).
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jnl import data, losses
-from jnl.base import Method, check, check_name, data_shards
+from jnl import data, losses, methods
+from jnl.base import Method, check, check_name
 from jnl.data import Dataset, PerRun, augment
-from jnl.methods import Settings, elr, mislabeled, published
-from jnl.steps import supervised
+from jnl.methods import Settings, mislabeled, published, takes
 from jnl.train import (
   Comparison,
   Fit,
@@ -63,11 +64,17 @@ LOSSES = (
   'nfl_mae', 'ngce_rce', 'ngce_mae', 'nce_agce', 'nce_aul', 'nce_ael', 'agce',
   'aul', 'ael', 'anorm', 'anl_ce', 'anl_fl',
 )  # fmt: skip
-METHODS = {'elr': elr, **{name: getattr(losses, name) for name in LOSSES}}
-AUGMENTS = {
-  name: augment.views(view) if view else None
-  for name, view in script.VIEWS.items()
+OWN = (
+  'elr', 'elr_plus', 'divide_mix', 'co_teaching', 'co_teaching_plus',
+  'decoupling', 'jocor', 'sop', 'sop_plus', 'dynamic_bootstrap', 'cores',
+  'peer', 'gjs', 'forward_t', 'dual_t', 't_revision', 'vol_min', 'cpc',
+)  # fmt: skip
+METHODS = {
+  **{name: getattr(methods, name) for name in OWN if name in dir(methods)},
+  **{name: getattr(losses, name) for name in LOSSES},
 }
+STRONG = ('gjs', 'sop_plus')
+"""Methods that compare an example with a strong view of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +89,19 @@ class Config(script.Resumable):
   standardize: bool = option(False, 'each channel to mean 0 and deviation 1')
   augment: str = option('none', 'none, or crop_flip: shifts by 4 and mirrors')
   noise: tuple[str, ...] = option(
-    ('symmetric',), f'one or several of {", ".join(data.NOISES)}'
+    ('symmetric',),
+    f'one or several of {", ".join(data.NOISES)}; NAME:RATE has a rate of its '
+    'own',
   )
   rate: tuple[float, ...] = option(
-    (0.4,), 'noise rates, in [0, 1]; people have their own'
+    (0.4,), 'rates of the others, in [0, 1]; people have their own'
   )
   draw: str = option('', 'file of noisy labels, instead of noise and rate')
   seeds: int = option(5, 'runs, each with its own noise draw')
   epochs: int = option(100, 'passes over the training set')
   batch_size: int = option(100, 'examples in a step')
   learning_rate: float = option(0.05, 'of SGD with momentum .9')
+  drops: tuple[int, ...] = option((), 'epochs after which it is a tenth')
   weight_decay: float = option(5e-4, 'L2, added to the gradient')
   beta: float = option(0.7, 'ELR: memory of the targets')
   lam: float = option(3.0, 'ELR: weight of the penalty')
@@ -132,12 +142,12 @@ class Cell(NamedTuple):
 
   @property
   def name(self) -> str:
-    """As tables and plots have it."""
-    return f'{self.noise}_{self.rate:g}'
+    """As tables and plots have it; people have no rate to be told."""
+    return self.noise + f'_{self.rate:g}' * (self.noise not in data.HUMAN)
 
 
-def main(config: Config) -> None:
-  """Data -> noise -> networks and methods -> fits and report."""
+def main(config: Config) -> str:
+  """Data -> noise -> networks and methods -> fits and report, in a folder."""
   if config.smoke:
     chosen = config.methods != Config.methods
     few = config.methods if chosen else ('ce', 'elr')
@@ -145,41 +155,38 @@ def main(config: Config) -> None:
   with options():
     check_options(config)
     dataset = read(config)
-    cells = [
-      spoil(config, dataset, noise, rate)
-      for noise in config.noise
-      for rate in config.rate
-    ]
+    cells = [spoil(config, dataset, *one) for one in noises_of(config)]
+    ways = {
+      name: [settings_of(name, config, cell) for cell in cells]
+      for name in config.methods
+    }
     out = report.own_folder(config.out, resume=config.resume)
     config = dataclasses.replace(config, out=out)
   for cell in cells:
     print(f'{cell.name}: {cell.wrong.mean():.1%} of the labels are wrong')
     own = '' if len(cells) == 1 else f'/{cell.name}'
     data.save_noisy(config.out + own, cell.draws)
-  # All cells of a method are trained as runs of one program.
-  ways = {name: settings_of(name, config, cells) for name in config.methods}
-  comparisons = [compared(config, ways, cell, cells) for cell in cells]
-
+  comparisons = [
+    compared(config, {name: ways[name][i] for name in ways}, cell, cells)
+    for i, cell in enumerate(cells)
+  ]
   noisy = np.concatenate([cell.train for cell in cells])
-  held_out = np.concatenate([cell.validation for cell in cells])
 
   def done(name: str, one: Trained) -> Trained:
     if name == 'elr':
       one = one.also({'flag_f1': flag_f1(one.fit, noisy, dataset.train.labels)})
-    return record_cells(comparisons, config, name, one)
+    return record_cells(comparisons, config, cells, name, one)
 
   plan_plots(config, cells, comparisons)
-  methods = {name: build(ways[name], config, dataset) for name in ways}
   trained = train_each(
-    methods,
-    lambda name: train(
-      name, methods[name], ways[name], config, dataset, noisy, held_out
-    ),
+    config.methods,
+    lambda name: train(name, ways[name], config, dataset, cells),
     done,
   )
   print_table(config, comparisons, trained)
   report.redraw(config.out)
   print(f'\nresults, curves and plots are in {config.out}')
+  return config.out
 
 
 def keys_of(config: Config) -> jax.Array:
@@ -189,31 +196,57 @@ def keys_of(config: Config) -> jax.Array:
 
 def train(
   name: str,
-  method: Method,
-  way: Settings,
+  ways: list[Settings],
   config: Config,
   dataset: Dataset,
-  noisy: np.ndarray,
-  held_out: np.ndarray,
+  cells: list[Cell],
 ) -> Fit:
-  """All runs of a method: those of the first cell, of the second, and so on."""
-  keys = keys_of(config)[:, 1]
+  """All runs of a method: those of the first cell, of the second, and so on.
+
+  Cells in which it is trained alike are runs of one program.
+  """
+  if len(set(map(repr, ways))) > 1:
+    fits = [
+      train(name, [way], config, dataset, [cell])
+      for way, cell in zip(ways, cells, strict=True)
+    ]
+    return jax.tree.map(lambda *runs: np.concatenate(runs), *fits)
+  way = ways[0]
+  noisy, held_out = (
+    PerRun(np.concatenate([getattr(cell, part) for cell in cells]))
+    for part in ('train', 'validation')
+  )
+  folder = f'{name}/{cells[0].name}' if len(cells) == 1 else name
   with script.logging(config, name) as log:
     return fit_many(
-      method,
-      {'x': dataset.train.x, 'labels': PerRun(noisy)},
-      jnp.tile(keys, len(noisy) // config.seeds),
+      build(way, config, dataset),
+      {'x': dataset.train.x, 'labels': noisy},
+      jnp.tile(keys_of(config)[:, 1], len(cells)),
       epochs=way.epochs,
       batch_size=way.batch_size,
       held_out={
         'test': {'x': dataset.test.x, 'labels': dataset.test.labels},
-        'validation': {'x': dataset.validation.x, 'labels': PerRun(held_out)},
+        'validation': {'x': dataset.validation.x, 'labels': held_out},
       },
-      augment=AUGMENTS[way.views],
-      checkpoint=script.checkpoint(config, name),
+      augment=views(way),
+      checkpoint=script.checkpoint(config, folder),
       log=log,
       label=name,
     )
+
+
+def views(way: Settings) -> augment.Augmentation | None:
+  """What is done to the examples of a batch, and what further views there are.
+
+  DivideMix guesses on two views of one kind, if anything is done to examples.
+  """
+  weak = script.VIEWS[way.views]
+  if way.method in STRONG:
+    own = weak or augment.compose()
+    return augment.views(own, script.STRONG_VIEWS[way.views])
+  if weak is None:
+    return None
+  return augment.views(weak, *(weak,) * (way.method == 'divide_mix'))
 
 
 def of_cell(one: Trained, i: int, seeds: int) -> Trained:
@@ -229,20 +262,37 @@ def check_options(config: Config) -> None:
   script.check_common(config, METHODS)
   check(config.methods, 'methods must name at least one')
   check_name('dtype', config.dtype, ('float32', 'bfloat16'))
-  check_name('augment', config.augment, AUGMENTS)
-  for name in config.noise:
+  check_name('augment', config.augment, script.VIEWS)
+  noises = noises_of(config)
+  check(noises, 'noise and rate must name at least one')
+  check(len(set(noises)) == len(noises), 'noise names the same one twice')
+  for name, rate in noises:
     data.check_noise(name, config.data_dir)
-  for rate in config.rate:
     check(0 <= rate <= 1, f'rate must lie in [0, 1], got {rate:g}')
-  cells = len(config.noise) * len(config.rate)
-  check(cells, 'noise and rate must name at least one')
   check(
-    cells == 1 or not (config.draw or config.published),
-    'several noises or rates cannot be had with draw or published',
+    len(noises) == 1 or not config.draw,
+    'several noises or rates cannot be had with draw',
   )
-  if config.published:
-    for name in config.methods:
-      published(name, config.dataset, config.noise[0], config.rate[0])
+  check(
+    len(config.rate) == 1 or not {*config.noise} & {*data.HUMAN},
+    f'people have their own rate: give one for {", ".join(data.HUMAN)}',
+  )
+  for name in config.methods if config.published else ():
+    for one in noises:
+      published(name, config.dataset, *one)
+
+
+def noises_of(config: Config) -> list[tuple[str, float]]:
+  """Each noise with each rate."""
+  noises = []
+  for text in config.noise:
+    name, _, own = text.partition(':')
+    try:
+      rates = (float(own),) if own else config.rate
+    except ValueError:
+      raise ValueError(f'noise must be NAME or NAME:RATE, got {text}') from None
+    noises += [(name, rate) for rate in rates]
+  return noises
 
 
 def read(config: Config) -> Dataset:
@@ -303,7 +353,7 @@ def plan_plots(
       'test accuracy',
       'accuracy.png' if len(cells) == 1 else f'curves_{cell.name}.png',
     )
-  for noise in config.noise if len(config.rate) > 1 else ():
+  for noise, of_noise in by_noise(cells).items():
     report.put_plot(
       config.out,
       f'accuracy_{noise}.png',
@@ -311,21 +361,32 @@ def plan_plots(
       column='test_accuracy',
       title=f'{config.dataset}, {noise}, seeds: {config.seeds}',
       ylabel='test accuracy, last epoch',
-      x=config.rate,
+      x=[cells[i].rate for i in of_noise],
       xlabel='rate of wrong labels',
     )
 
 
+def by_noise(cells: list[Cell]) -> dict[str, list[int]]:
+  """By noise the cells of its rates, if there are several."""
+  found: dict[str, list[int]] = {}
+  for i, cell in enumerate(cells):
+    found.setdefault(cell.noise, []).append(i)
+  return {noise: of_noise for noise, of_noise in found.items() if of_noise[1:]}
+
+
 def record_cells(
-  comparisons: list[Comparison], config: Config, name: str, one: Trained
+  comparisons: list[Comparison],
+  config: Config,
+  cells: list[Cell],
+  name: str,
+  one: Trained,
 ) -> Trained:
   """Records a method in all cells, and its accuracy by rate."""
   for i, comparison in enumerate(comparisons):
     record(comparison, name, of_cell(one, i, config.seeds))
-  last = one.last('test_accuracy')
-  shape = len(config.noise), len(config.rate), config.seeds
-  for noise, values in zip(config.noise, last.reshape(shape), strict=True):
-    by_rate = {f'{noise}_by_rate/{name}/test_accuracy': values.T}
+  last = one.last('test_accuracy').reshape(len(cells), config.seeds)
+  for noise, of_noise in by_noise(cells).items():
+    by_rate = {f'{noise}_by_rate/{name}/test_accuracy': last[of_noise].T}
     report.put_curves(config.out, by_rate)
   return one
 
@@ -346,7 +407,7 @@ def print_table(
     compare_groups(comparisons, per_cell)
 
 
-def settings_of(name: str, config: Config, cells: list[Cell]) -> Settings:
+def settings_of(name: str, config: Config, cell: Cell) -> Settings:
   """How a method is trained: as published, or as the options say."""
   if not config.published:
     return Settings(
@@ -357,39 +418,48 @@ def settings_of(name: str, config: Config, cells: list[Cell]) -> Settings:
       batch_size=config.batch_size,
       learning_rate=config.learning_rate,
       weight_decay=config.weight_decay,
+      drops=config.drops,
       views=config.augment,
-      arguments={'beta': config.beta, 'lam': config.lam}
-      if name == 'elr'
-      else {},
+      arguments=arguments(name, config, cell),
     )
-  found = published(name, config.dataset, cells[0].noise, cells[0].rate)
+  found = published(name, config.dataset, cell.noise, cell.rate)
   found = dataclasses.replace(found, views=found.views or config.augment)
   return dataclasses.replace(found, epochs=2) if config.smoke else found
 
 
+def arguments(name: str, config: Config, cell: Cell) -> dict[str, Any]:
+  """What a method is told beside its defaults.
+
+  Lengths are parts of the training, since published ones are of hundreds of
+  epochs. A method that must know the rate of wrong labels is told it.
+  """
+  own: dict[str, Any] = {
+    'elr': {'beta': config.beta, 'lam': config.lam},
+  }.get(name, {})
+  if takes(name, 'rate'):
+    own['rate'] = round(float(cell.wrong.mean()), 3)
+  return own
+
+
 def build(settings: Settings, config: Config, dataset: Dataset) -> Method:
   """The method with these settings."""
-  c, n = dataset.num_classes, len(dataset.train.labels)
   model = script.network(
     settings.net,
-    c,
+    dataset.num_classes,
     dataset.train.x,
     dtype=config.dtype,
     standardize=config.standardize,
   )
-  tx = settings.optimizer(n // settings.batch_size)
-  if settings.method == 'elr':
-    shards = data_shards(n, settings.batch_size)
-    return elr(
-      model,
-      tx,
-      num_examples=n,
-      num_classes=c,
-      shards=shards,
-      **settings.arguments,
-    )
-  loss = getattr(losses, settings.method)
-  return supervised(functools.partial(loss, **settings.arguments), model, tx)
+  steps = len(dataset.train.labels) // settings.batch_size
+  return methods.build(
+    settings.method,
+    model,
+    settings.optimizer(steps),
+    x=dataset.train.x,
+    num_classes=dataset.num_classes,
+    batch_size=settings.batch_size,
+    **settings.arguments,
+  )
 
 
 def flag_f1(fitted: Fit, noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ Rooms
   audit       which labels are wrong: confident learning, scores, duplicates
   aggregate   what several votes say together: majority, EM, label models
   select      which examples to trust: small losses, mixtures, prototypes
+  pseudo      targets made of predictions
   transition  what label turns into what: estimates of the matrix
   noise       wrong labels, candidates and bags, made to measure
   em          posteriors of imprecise labels and their losses
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     neighbors,
     nets,
     noise,
+    pseudo,
     ramps,
     select,
     steps,
@@ -83,6 +85,7 @@ __all__ = [  # what `help(jnl)` shows; of the classes it would print tuple's own
   'neighbors',
   'nets',
   'noise',
+  'pseudo',
   'ramps',
   'select',
   'steps',

@@ -5,10 +5,8 @@ cross-validation, pickles. Inside, it is `train.fit` with a method of
 `jnl.methods`, which has all that is not offered here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import functools
-import inspect
-from types import ModuleType
 from typing import Any, Self
 import warnings
 
@@ -27,12 +25,17 @@ from sklearn.utils.validation import (
   validate_data,
 )
 
-from jnl import data, losses, methods, nets
+from jnl import data, methods, nets
 from jnl.base import Method, Model, check, check_name, data_shards
+from jnl.data import augment
 from jnl.train import fit
 
 ROWS = 4096
 """At the most, of which the network is asked at once."""
+TWO_VIEWS = ('gjs', 'ill_noisy', 'sop_plus')
+"""Methods that compare two views of an example."""
+VIEW_NOISE = 0.1
+"""Of the second view, in deviations of each column."""
 
 
 class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
@@ -57,8 +60,10 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
 
   Args:
     method: how wrong labels are met: a name of `jnl.losses` (`'gce'`, `'ce'`,
-      `'nce_rce'`, ...) or of `jnl.methods` (`'elr'`), or a function `(model,
-      num_examples, num_classes) -> Method`.
+      `'nce_rce'`, ...) or of `jnl.methods` (`'elr'`, `'divide_mix'`, ...), or a
+      function `(model, num_examples, num_classes) -> Method`. What compares two
+      views of an example (`'gjs'`, `'sop_plus'`) gets one with normal noise, a
+      tenth of the deviation of each column.
     net: a name of `nets.build`, a `Model`, or a function `(num_classes, shape)
       -> Model`, of the shape of a row.
     epochs: passes over the data.
@@ -66,7 +71,9 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     learning_rate: of SGD with momentum .9 and gradients of norm at most 1.
     weight_decay: L2, added to the gradient.
     random_state: a seed, a `RandomState`, or None.
-    **options: of the loss or the method: `q=.5` of `gce`, `lam=1.0` of `elr`.
+    **options: of the loss or the method: `q=.5` of `gce`, `lam=1.0` of `elr`,
+      `rate=.3` of `co_teaching`. What methods do by epochs (a warm-up) is as
+      published, for a hundred and more: with fewer, give shorter ones.
 
   Attributes:
     classes_: [c], the labels, sorted.
@@ -172,6 +179,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       epochs=self.epochs,
       batch_size=b,
       devices=devices[:used],
+      augment=_views(X) if self.method in TWO_VIEWS else None,
     )
     self.state_ = jax.device_get(fitted.state)
     self.loss_curve_ = fitted.history['loss']
@@ -290,7 +298,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       f'learning_rate must be positive, got {self.learning_rate}',
     )
     if not callable(self.method):
-      check_name('method', self.method, [*_of(losses), *_of(methods)])
+      check_name('method', self.method, methods.known_names())
 
   def _build(self, n: int, shape: tuple, c: int, b: int) -> Method:
     """The method, the same object for the same arguments if it can be."""
@@ -303,17 +311,16 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     return _method_of(self.method, options, *rest)
 
 
-@functools.cache
-def _of(room: ModuleType) -> dict[str, Callable]:
-  """The losses of labels, or what trains a model, by name."""
-  begins = ['logits', 'labels'] if room is losses else ['model', 'tx']
-  named = {name: getattr(room, name) for name in dir(room)}
-  return {
-    name: f
-    for name, f in named.items()
-    if inspect.isfunction(f)
-    and list(inspect.signature(f).parameters)[:2] == begins
-  }
+def _views(X: np.ndarray) -> Callable:
+  """Rows as they are, and with noise."""
+  scale = VIEW_NOISE * X.std(axis=0)
+
+  def noisy(keys: jax.Array, x: jax.Array) -> jax.Array:
+    return x + scale * augment.gaussian_noise(
+      keys, jnp.zeros_like(x), scale=1.0
+    )
+
+  return augment.views(augment.compose(), noisy)
 
 
 @functools.lru_cache(maxsize=16)
@@ -341,16 +348,9 @@ def _method_of(
   own = dict(options)
   if callable(method):
     return method(model, n, c, **own)
-  if method in _of(losses):
-    loss = functools.partial(_of(losses)[method], **own)
-    return methods.supervised(loss, model, tx)
-  build = _of(methods)[method]
-  known: Mapping[str, Any] = {
-    'num_examples': n, 'num_classes': c, 'shards': data_shards(n, b)
-  }  # fmt: skip
-  taken = inspect.signature(build).parameters
-  return build(
-    model, tx, **{k: v for k, v in known.items() if k in taken}, **own
+  x = np.broadcast_to(np.float32(0), (n, *shape))
+  return methods.build(
+    method, model, tx, x=x, num_classes=c, batch_size=b, **own
   )
 
 

@@ -78,6 +78,7 @@ def everything(x, values, weights, index):
     'grad': global_grad(loss_through_everything)(params, x, weights),
     'gathered': gather(values),
     'shuffled': gather(shuffle_within(KEY, index, (index, -index))),
+    'among': gather(shuffle_within(KEY, index, index, where=index % 3 > 0)),
   }
 
 
@@ -575,6 +576,22 @@ def test_shuffles_do_not_know_devices(how):
   np.testing.assert_array_equal(
     found(how)['shuffled'], found('one')['shuffled']
   )
+  np.testing.assert_array_equal(found(how)['among'], found('one')['among'])
+
+
+def test_examples_that_are_not_there_are_nobodys_partners():
+  among, there = found('one')['among'], SHUFFLED % 3 > 0
+  np.testing.assert_array_equal(among[~there], SHUFFLED[~there])
+  np.testing.assert_array_equal(among // 4, SHUFFLED // 4)
+  assert sorted(among.tolist()) == SHUFFLED.tolist()
+  assert (among != SHUFFLED).sum() > 4
+  garbled = np.where(there, SHUFFLED, PAD)
+  among_garbled = jax.jit(functools.partial(shuffle_within, KEY))(
+    garbled, SHUFFLED, where=there
+  )
+  np.testing.assert_array_equal(among_garbled, among)
+  with pytest.raises(ValueError, match='where must be'):
+    shuffle_within(KEY, SHUFFLED, SHUFFLED, where=there[:, None])
 
 
 # --- checks ------------------------------------------------------------------

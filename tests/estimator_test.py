@@ -118,7 +118,7 @@ def test_what_is_said_of_bad_input():
   refused('Unknown label type', y=np.linspace(0, 1, 120))
   refused('sample_weight must not be neg', sample_weight=-np.ones(120))
   refused('q must', classifier(q=-1.0))
-  refused("unexpected keyword argument 'qq'", classifier(qq=1.0))
+  refused("unknown argument of gce 'qq'; did you mean 'q'", classifier(qq=1.0))
   refused('epochs must be at least 1', classifier().set_params(epochs=0))
   refused('learning_rate must be', classifier().set_params(learning_rate=0.0))
   with pytest.raises(ValueError, match="'classes_' cannot be an argument"):

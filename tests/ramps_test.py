@@ -104,3 +104,19 @@ def test_forget_rate():
   for name, value in {'rate': 1.5, 'length': -1, 'exponent': 0}.items():
     with pytest.raises(ValueError, match=name):
       ramps.forget_rate(1, **{'rate': 0.4, name: value})
+
+
+def test_piecewise_linear():
+  line = functools.partial(
+    ramps.piecewise_linear, points=[(10, 0.5), (20, 2.0), (30, 1.0)]
+  )
+  found = jax.jit(line)(np.array([0, 10, 15, 20, 25, 99]))
+  np.testing.assert_allclose(found, [0.5, 0.5, 1.25, 2, 1.5, 1], rtol=1e-6)
+  assert ramps.piecewise_linear(3, [(0, 0.25)]) == 0.25
+  for points, match in (
+    ([], 'points must be pairs'),
+    ([(1, 2, 3)], 'points must be pairs'),
+    ([(5, 0.0), (5, 1.0)], 'must rise'),
+  ):
+    with pytest.raises(ValueError, match=match):
+      ramps.piecewise_linear(1, points)

@@ -30,11 +30,15 @@ from jnl.base import (
 from jnl.steps import (
   apply_views,
   each,
+  each_optimizer,
   ema,
   from_loss,
   guarded_step,
+  mix,
+  mixup_ratio,
   model_keys,
   of_stream,
+  pair,
   per_example_step,
   supervised,
   supervised_bags,
@@ -55,6 +59,68 @@ def test_each_unrolls_and_stacks():
   np.testing.assert_array_equal(found, [[0, 1], [20, 30]])
   with pytest.raises(ValueError, match='count = 3'):
     each(lambda p: p, 3, stacked)
+
+
+def test_a_pair_is_two_networks_with_keys_and_steps_of_their_own():
+  model, x = network(), np.float32(RNG.normal(size=(5, 6)))
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9))
+
+  @jax.jit
+  def run(x):
+    both, keys = pair(model), jax.random.split(KEY, 5)
+    params, stats = both.init(KEY)
+    there = np.ones(5, bool)
+    trained, new = both.apply(params, stats, x, keys, True, there)
+    outputs, _ = both.apply(params, stats, x, None, False)
+    gradient = jax.tree.map(
+      lambda p: p * np.float32([1, 100])[:, None, None], params
+    )
+    steps = []
+    for tree, optimizer in (
+      (gradient, each_optimizer(tx)),
+      (jax.tree.map(lambda g: g[1], gradient), tx),
+    ):
+      steps.append(optimizer.update(tree, optimizer.init(tree), tree)[0])
+    return params, trained, new, outputs, steps
+
+  params, trained, new, outputs, (updates, alone) = jax.device_get(run(x))
+  logits = outputs.aux.logits
+  assert logits.shape == (2, 5, 4)
+  for k in range(2):
+    h = np.tanh(x @ params['hidden'][k])
+    np.testing.assert_allclose(logits[k], h @ params['logits'][k], atol=1e-5)
+    np.testing.assert_allclose(
+      outputs.features[:, k * 16 : (k + 1) * 16], h, atol=1e-5
+    )
+  np.testing.assert_allclose(outputs.logits, logits.mean(0), rtol=1e-5)
+  # Dropout falls differently, and so do statistics.
+  dropped = trained.aux.features == 0
+  assert (dropped[0] != dropped[1]).any()
+  assert (new['mean'][0] != new['mean'][1]).any()
+  # A clip by the norm is of each network alone.
+  one = jax.tree.map(lambda u: u[1], updates)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), one, alone)
+
+
+def test_mixed_examples():
+  x = {'a': np.float32([[1, 0], [0, 1]]), 'b': jnp.ones(2, jnp.bfloat16)}
+  found = mix(np.float32(0.75), x, jax.tree.map(lambda a: a[::-1], x))
+  np.testing.assert_array_equal(found['a'], [[0.75, 0.25], [0.25, 0.75]])
+  assert found['b'].dtype == jnp.bfloat16
+  with pytest.raises(TypeError, match='floating-point inputs, got int'):
+    mix(0.5, np.arange(2), np.arange(2))
+  draw = jax.vmap(mixup_ratio, (0, None))
+  ratio, major = jax.jit(
+    lambda keys: (
+      draw(keys, 0.5),
+      jax.vmap(lambda k: mixup_ratio(k, 0.5, major=True))(keys),
+    )
+  )(jax.random.split(KEY, 2000))
+  np.testing.assert_allclose(ratio.mean(), 0.5, atol=0.03)
+  np.testing.assert_allclose(ratio.var(), 1 / 8, atol=0.01)
+  np.testing.assert_array_equal(major, np.maximum(ratio, 1 - ratio))
+  with pytest.raises(ValueError, match='alpha must be positive'):
+    mixup_ratio(KEY, 0.0)
 
 
 def test_supervised_is_gradient_descent_on_the_weighted_mean():

@@ -14,6 +14,7 @@ ROOMS = (
   'audit',
   'aggregate',
   'select',
+  'pseudo',
   'transition',
   'noise',
   'em',

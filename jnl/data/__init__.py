@@ -14,7 +14,7 @@ Tables
 Wrong labels
   noisy            the noise of a run, by name; `NOISES`, `check_noise`
   save_noisy       to files; `Noisy` is what there is to save
-  human_labels     those that people gave: CIFAR-10N, CIFAR-100N
+  human_labels     those that people gave, `HUMAN`: CIFAR-10N, CIFAR-100N
 Batches
   augment          augmentation, on the device
   epoch_order      the order of an epoch; `stream_order` of a stream
@@ -44,13 +44,14 @@ from jnl.data._datasets import (
   published_order,
   take,
 )
-from jnl.data._files import Examples, human_labels
+from jnl.data._files import HUMAN, Examples, human_labels
 from jnl.data._noisy import NOISES, Noisy, check_noise, noisy, save_noisy
 from jnl.data._tables import Tabular, from_table
 from jnl.data._text import ngram_ids, token_ids, tokenize
 from jnl.data._tfds import prepare
 
 __all__ = [
+  'HUMAN',
   'NOISES',
   'Dataset',
   'Examples',

@@ -72,7 +72,9 @@ def build(
   sizes: dict[str, Callable[[], int]] = {
     'num_examples': lambda: len(first),
     'num_classes': lambda: num_classes,
-    'num_features': lambda: feature_width(model, jax.tree.map(lambda a: a[:1], x)),
+    'num_features': lambda: feature_width(
+      model, jax.tree.map(lambda a: a[:1], x)
+    ),
     'steps_per_epoch': lambda: max(1, len(first) // batch_size),
     'shards': lambda: data_shards(len(first), batch_size),
   }

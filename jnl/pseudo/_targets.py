@@ -151,9 +151,7 @@ def co_guess(probs: ArrayLike, *, temperature: Scalar = 0.5) -> Array:
   Reference: see `co_refine`.
   """
   probs = _read('probs', probs)
-  check(
-    probs.ndim >= 2, f'probs must be [v, ..., c], got shape {probs.shape}'
-  )
+  check(probs.ndim >= 2, f'probs must be [v, ..., c], got shape {probs.shape}')
   mean = jnp.mean(probs, axis=0)
   return lax.stop_gradient(sharpen(mean, temperature))
 

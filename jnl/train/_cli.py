@@ -37,7 +37,7 @@ def options() -> Iterator[None]:
 
 
 def run(
-  main: Callable[[C], None],
+  main: Callable[[C], object],
   config: type[C],
   description: str,
   argv: Sequence[str] | None = None,

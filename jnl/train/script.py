@@ -7,6 +7,7 @@ options, and says in `main` what is done with them.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 from typing import Any
 
@@ -312,6 +313,15 @@ VIEWS: dict[str, augment.Augmentation | None] = {
   'crop_flip': crop_flip,
 }
 """What may be done to images: nothing; shifts by 4 and mirrors."""
+noise_view = augment.compose(
+  augment.feature_dropout, functools.partial(augment.gaussian_noise, scale=0.1)
+)
+STRONG_VIEWS: dict[str, augment.Augmentation] = {
+  'none': noise_view,
+  'crop_flip': augment.compose(crop_flip, augment.fixmatch_augment),
+}
+"""The strong view beside each of them: a fifth of the values set to 0, and
+normal noise; RandAugment and cutout."""
 
 
 def network(
