@@ -79,8 +79,8 @@ def main(config: Config) -> None:
 def table(results: pathlib.Path) -> str:
   """Accuracy after the last epoch, by method and set of labels."""
   found: dict[str, dict[str, list[float]]] = {}
-  for line in results.read_text().splitlines():
-    row = json.loads(line)
+  for text in results.read_text().splitlines():
+    row = json.loads(text)
     of_method = found.setdefault(row['method'], {})
     of_method.setdefault(row['setting']['noise'], []).append(row['last'])
   lines = []

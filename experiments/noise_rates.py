@@ -42,27 +42,13 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jnl import audit, data, losses, train, transition
-from jnl.base import (
-  Array,
-  Aux,
-  Batch,
-  Key,
-  Method,
-  Model,
-  Params,
-  State,
-  check,
-  check_name,
-  global_mean,
-)
+from jnl import audit, data, losses, methods, train, transition
+from jnl.base import Array, Method, Model, State, check, check_name
 from jnl.data import Dataset, PerRun
 from jnl.neighbors import Neighbors, knn
-from jnl.steps import from_loss, linear, model_keys, supervised, training_pass
+from jnl.steps import linear, supervised
 from jnl.train import option, report, script
 
 ESTIMATORS = (
@@ -273,38 +259,6 @@ def learn(config: Config, c: int, x: np.ndarray, labels: np.ndarray) -> Learned:
   return Learned(*map(np.stack, zip(*found, strict=True)))
 
 
-def vol_min(model: Model, tx: optax.GradientTransformation, c: int) -> Method:
-  """Network and matrix, which descend the loss of VolMinNet together.
-
-  At first T keeps a label with probability .48, as in the paper's code.
-  """
-  share = min(1.08 / (c - 1), 0.5)
-  first = float(np.log(share / (1 - share)))
-
-  def init(key: Key) -> tuple[Params, Any]:
-    params, stats = model.init(key)
-    return {'network': params, 'weights': jnp.full((c, c), first)}, stats
-
-  both = Model(init, lambda params, *a: model.apply(params['network'], *a))
-
-  def loss(
-    params: Params, state: State, batch: Batch, key: Key
-  ) -> tuple[Array, Aux]:
-    weight, keys = batch['weight'], model_keys(key, batch)
-    outputs, stats = training_pass(
-      both, params, state.stats, batch['x'], keys, weight
-    )
-    each = transition.vol_min_loss(
-      outputs.logits, batch['labels'], params['weights']
-    )
-    return global_mean(each, weight), Aux(stats)
-
-  parts = {'network': tx, 'weights': optax.adam(0.01)}
-  return from_loss(
-    loss, both, optax.partition(parts, {name: name for name in parts})
-  )
-
-
 # --- estimates ----------------------------------------------------------------
 
 
@@ -328,12 +282,11 @@ def estimate(
 ) -> dict[str, np.ndarray]:
   """By estimator, matrices [runs, c, c]."""
   tx = script.optimizer('sgd', config.learning_rate)
-  method = vol_min(network(config, c, x), tx, c)
+  method = methods.vol_min(network(config, c, x), tx, num_classes=c)
 
   def by_network(name: str, epochs: int) -> np.ndarray:
     states = fit(config, method, x, labels, name, epochs)
-    weights = states.params['weights']
-    return np.asarray(jax.vmap(transition.vol_min_transition)(weights))
+    return np.asarray(jax.vmap(methods.estimated_transition)(states))
 
   def by_probs(of: Callable[[Array, Array], Any]) -> np.ndarray:
     assert learned is not None

@@ -27,7 +27,7 @@ The default setting is fixed and not tuned: pixels / 16 and no standardization,
 with which the network memorizes before it has learned (ELR 82, CE 72).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -35,9 +35,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jnl import data, losses, methods
-from jnl.base import Method, check, check_name
+from jnl.base import Batch, Key, Method, check, check_name
 from jnl.data import Dataset, PerRun, augment
 from jnl.methods import Settings, mislabeled, published, takes
 from jnl.train import (
@@ -73,6 +74,8 @@ METHODS = {
   **{name: getattr(methods, name) for name in OWN if name in dir(methods)},
   **{name: getattr(losses, name) for name in LOSSES},
 }
+REVISION = optax.adam(1e-4)
+"""What T-Revision moves its matrix by; published is 5e-7, for more steps."""
 STRONG = ('gjs', 'sop_plus')
 """Methods that compare an example with a strong view of it."""
 
@@ -235,7 +238,7 @@ def train(
     )
 
 
-def views(way: Settings) -> augment.Augmentation | None:
+def views(way: Settings) -> Callable[[Key, Batch], Batch] | None:
   """What is done to the examples of a batch, and what further views there are.
 
   DivideMix guesses on two views of one kind, if anything is done to examples.
@@ -431,14 +434,30 @@ def arguments(name: str, config: Config, cell: Cell) -> dict[str, Any]:
   """What a method is told beside its defaults.
 
   Lengths are parts of the training, since published ones are of hundreds of
-  epochs. A method that must know the rate of wrong labels is told it.
+  epochs of hundreds of steps. Who must know the rate of wrong labels is told
+  it.
   """
-  own: dict[str, Any] = {
+  part = lambda share: max(1, round(share * config.epochs))
+  own: dict[str, dict[str, Any]] = {
     'elr': {'beta': config.beta, 'lam': config.lam},
-  }.get(name, {})
+    'sop': {'u_rate': 0.3, 'v_rate': 0.3},
+    'sop_plus': {'u_rate': 0.3, 'v_rate': 0.3},
+    'gjs': {'weights': (0.9, 0.05, 0.05)},
+    'co_teaching_plus': {'warmup': part(0.1)},
+    'decoupling': {'warmup': part(0.05)},
+    'jocor': {'co_lambda': 0.5},
+    'forward_t': {'warmup': part(0.1)},
+    'dual_t': {'warmup': part(0.2), 'quantile': None},
+    't_revision': {
+      'warmup': part(0.1),
+      'revise': part(0.25),
+      'revision_tx': REVISION,
+    },
+  }
+  told = own.get(name, {})
   if takes(name, 'rate'):
-    own['rate'] = round(float(cell.wrong.mean()), 3)
-  return own
+    told = {**told, 'rate': round(float(cell.wrong.mean()), 3)}
+  return told
 
 
 def build(settings: Settings, config: Config, dataset: Dataset) -> Method:

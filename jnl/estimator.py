@@ -83,7 +83,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     feature_names_in_: of a DataFrame.
     n_iter_: epochs.
     loss_curve_: [epochs], the mean loss.
-    flagged_: [n] bool, which labels the method holds for wrong; only of `elr`.
+    flagged_: [n] bool, which labels the method holds for wrong; only of `elr`,
+      `elr_plus`, `sop` and `sop_plus`.
   """
 
   columns_: tuple[str, ...]
@@ -191,9 +192,9 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       f'StandardScaler for one, or lower learning_rate, '
       f'{self.learning_rate}',
     )
-    if self.method == 'elr':
-      flagged = methods.mislabeled(self.state_, jnp.asarray(labels))
-      self.flagged_ = np.asarray(flagged)
+    flags = _flags(self.method, self.state_, labels)
+    if flags is not None:
+      self.flagged_ = np.asarray(flags)
     return self
 
   def predict_proba(self, X: Any) -> np.ndarray:
@@ -309,6 +310,15 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     except TypeError:  # an option is an array, say
       return _method_of.__wrapped__(self.method, options, *rest)
     return _method_of(self.method, options, *rest)
+
+
+def _flags(method: Any, state: Any, labels: np.ndarray) -> jax.Array | None:
+  """Which labels a method holds for wrong, if it can say so."""
+  if method in ('elr', 'elr_plus'):
+    return methods.mislabeled(state, jnp.asarray(labels))
+  if method in ('sop', 'sop_plus'):
+    return methods.learned_noise(state, len(labels)) > 0.5
+  return None
 
 
 def _views(X: np.ndarray) -> Callable:

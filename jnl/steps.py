@@ -195,7 +195,7 @@ def supervised(
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight
     )
-    losses = per_example_loss(outputs.logits, batch['labels'])
+    losses = per_example_loss(outputs.logits, labels_of(batch))
     check_losses(losses, weight)
     return global_mean(losses, weight), Aux(stats)
 
@@ -444,6 +444,34 @@ def training_pass(
   some = global_sum(jnp.sum(there)) > 0
   outputs, new = model.apply(params, stats, x, keys, True, there | ~some)
   return outputs, jax.tree.map(lambda n, o: jnp.where(some, n, o), new, stats)
+
+
+def labels_of(batch: Batch) -> Array:
+  """The labels of a batch; soft ones are uniform in rows of weight 0.
+
+  Whatever such a row holds must not reach a loss: backward passes multiply zero
+  by NaN. (Integers are looked at by the losses.)
+
+  Args:
+    batch: with `weight` [b] and `labels`, [b] int, [b, c] soft or bool.
+
+  Returns:
+    Labels of the same shape and dtype.
+
+  >>> soft = jnp.array([[1.0, 0.0], [jnp.nan, 2.0]])
+  >>> labels_of({'labels': soft, 'weight': jnp.array([1, 0])}).tolist()
+  [[1.0, 0.0], [0.5, 0.5]]
+  """
+  check_batch(batch, 'labels', 'weight')
+  labels, there = jnp.asarray(batch['labels']), jnp.asarray(batch['weight']) > 0
+  if labels.ndim != 2 or not jnp.issubdtype(labels.dtype, jnp.floating):
+    return labels
+  check(
+    len(labels) == len(there),
+    f'weight must be [b] and labels [b, c], got shapes {there.shape} and '
+    f'{labels.shape}',
+  )
+  return jnp.where(there[:, None], labels, 1 / labels.shape[1])
 
 
 def apply_views(
@@ -726,11 +754,17 @@ def mixup_ratio(key: Key, alpha: Scalar, *, major: bool = False) -> Array:
   True
 
   Reference: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk
-  Minimization", ICLR 2018, arXiv 1710.09412.
+  Minimization", ICLR 2018, arXiv 1710.09412. Drawn as by Devroye, "Random
+  variate generation in one line of code", Winter Simulation Conference 1996.
   """
   check(alpha > 0, f'alpha must be positive, got {alpha}')
-  ratio = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
-  return jnp.maximum(ratio, 1 - ratio) if major else ratio
+  # A closed form, of two uniform numbers: the rejection sampling of
+  # `jax.random.beta` takes as long to compile as a small network.
+  u, v = jax.random.uniform(key, (2,), minval=jnp.finfo(jnp.float32).tiny)
+  cosine = jnp.cos(2 * jnp.pi * v)
+  odds = jnp.expm1(-jnp.log(u) / alpha) * cosine**2
+  distance = lax.rsqrt(1 + 1 / odds) / 2
+  return 0.5 + (distance if major else jnp.sign(cosine) * distance)
 
 
 def mix(ratio: Scalar, tree: T, partners: T) -> T:

@@ -24,6 +24,7 @@ import golden_losses
 import golden_meta
 import golden_noise
 import golden_proportions
+import golden_pseudo
 import golden_select
 import golden_transition
 import jax
@@ -47,6 +48,7 @@ CHECKS = {
   **golden_meta.CHECKS,
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
+  **golden_pseudo.CHECKS,
   **golden_select.CHECKS,
   **golden_transition.CHECKS,
 }

@@ -75,12 +75,12 @@ def test_a_pair_is_two_networks_with_keys_and_steps_of_their_own():
     gradient = jax.tree.map(
       lambda p: p * np.float32([1, 100])[:, None, None], params
     )
-    steps = []
-    for tree, optimizer in (
-      (gradient, each_optimizer(tx)),
-      (jax.tree.map(lambda g: g[1], gradient), tx),
-    ):
-      steps.append(optimizer.update(tree, optimizer.init(tree), tree)[0])
+    one = jax.tree.map(lambda g: g[1], gradient)
+    own = each_optimizer(tx)
+    steps = (
+      own.update(gradient, own.init(gradient), gradient)[0],
+      tx.update(one, tx.init(one), one)[0],
+    )
     return params, trained, new, outputs, steps
 
   params, trained, new, outputs, (updates, alone) = jax.device_get(run(x))
@@ -109,16 +109,19 @@ def test_mixed_examples():
   assert found['b'].dtype == jnp.bfloat16
   with pytest.raises(TypeError, match='floating-point inputs, got int'):
     mix(0.5, np.arange(2), np.arange(2))
-  draw = jax.vmap(mixup_ratio, (0, None))
-  ratio, major = jax.jit(
-    lambda keys: (
-      draw(keys, 0.5),
-      jax.vmap(lambda k: mixup_ratio(k, 0.5, major=True))(keys),
-    )
-  )(jax.random.split(KEY, 2000))
-  np.testing.assert_allclose(ratio.mean(), 0.5, atol=0.03)
-  np.testing.assert_allclose(ratio.var(), 1 / 8, atol=0.01)
-  np.testing.assert_array_equal(major, np.maximum(ratio, 1 - ratio))
+  draws = lambda alpha, **kw: jax.vmap(
+    lambda key: mixup_ratio(key, alpha, **kw)
+  )(jax.random.split(KEY, 4000))
+  found = jax.jit(
+    lambda: [(draws(a), draws(a, major=True)) for a in (0.1, 1.0, 32.0)]
+  )()
+  for alpha, (ratio, major) in zip((0.1, 1.0, 32.0), found, strict=True):
+    variance = 1 / (4 * (2 * alpha + 1))  # of a Beta(alpha, alpha)
+    assert abs(ratio.mean() - 0.5) < 0.05 * variance**0.5
+    np.testing.assert_allclose(ratio.var(), variance, rtol=0.06)
+    kurtosis = ((ratio - 0.5) ** 4).mean() / variance**2
+    np.testing.assert_allclose(kurtosis, 3 - 6 / (2 * alpha + 3), rtol=0.08)
+    np.testing.assert_allclose(major, np.maximum(ratio, 1 - ratio), atol=1e-6)
   with pytest.raises(ValueError, match='alpha must be positive'):
     mixup_ratio(KEY, 0.0)
 
@@ -180,6 +183,24 @@ def test_rows_of_weight_zero_are_not_seen_by_the_network():
 
 def trace(method, batch):
   jax.eval_shape(method.step, jax.eval_shape(method.init, KEY), batch, KEY)
+
+
+def test_soft_labels_of_weight_zero_may_be_anything():
+  model, rng = network(), np.random.default_rng(0)
+  labels = rng.dirichlet(np.ones(4), 5).astype(np.float32)
+  batch = {
+    'x': rng.normal(size=(5, 6)).astype(np.float32),
+    'labels': labels,
+    'index': np.arange(5),
+    'weight': np.float32([1, 0, 2, 1, 0]),
+  }
+  method = supervised(losses.ce, model, optax.sgd(0.1))
+  step, start = jax.jit(method.step), jax.jit(method.init)(KEY)
+  expected = step(start, batch, KEY)
+  garbled = labels.copy()
+  garbled[1], garbled[4] = np.nan, [7, -1, 0, np.inf]
+  found = step(start, {**batch, 'labels': garbled}, KEY)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_loss_that_was_broadcast_is_an_error():

@@ -247,8 +247,8 @@ def test_every_method_keeps_the_contract():
     for call in ast.walk(node)
     if isinstance(call, ast.Call)
   }
-  assert len(constructors) >= 17
-  assert constructors - made == set()
+  assert len(constructors) >= 34
+  assert constructors - made == {'build'}  # by name, whichever it is
   assert 'averaged' in made
 
 

@@ -2,8 +2,8 @@
 
 A strided CNN, batch 128, 50,000 examples, 10 classes. SOP at most 1.1 times,
 Co-teaching, which trains two networks, 2.3; DivideMix at most 1.2 times the
-passes that it counts, each a call of its own: two steps of cross-entropy and two
-forward passes. Here is also what the other sections that train have in common.
+passes that it counts, each a call of its own: two steps of cross-entropy and
+two forward passes. Here is also what the other sections that train share.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,8 @@ UNIT = 'times a step of cross-entropy; DivideMix: its own passes'
 SMOKE = {'methods': ('elr',), 'examples': 512, 'batch_size': 64}
 METHODS = (
   'elr', 'sop', 'co_teaching', 'jocor', 'elr_plus', 'divide_mix',
-  'dynamic_bootstrap', 'cores', 'peer', 'vol_min', 'gce', 'sce', 'mae', 'label_smoothing', 'bootstrap_soft', 'js',
+  'dynamic_bootstrap', 'cores', 'peer', 'vol_min', 'gce', 'sce', 'mae',
+  'label_smoothing', 'bootstrap_soft', 'js',
   'nce_rce', 'anl_ce', 'bi_tempered',
 )  # fmt: skip
 PARALLEL = ('jit', 'shard_map', 'pmap')

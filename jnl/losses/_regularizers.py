@@ -155,20 +155,23 @@ def sop(
   with q of `sop_probs`, h the one-hot argmax of the logits, U = clip(u^2 y, 0,
   1) and V = clip(v^2 (1 - y), 0, 1). Cross-entropy trains the network and u (V
   is constant there), the square u and v. SOP+ adds a `kl_consistency` between
-  two views (0.9) and `prior_mean_kl` of log q (0.1).
+  two views (0.9) and `prior_mean_kl` of log q (0.1), as a cross-entropy, which
+  is larger by log c.
 
   The network descends the mean over a batch. u and v belong to one example and
-  descend, by plain gradients, the loss of that example: of the sum over the
-  batch, as below. Of the mean their gradient is b times smaller, and at these
-  rates they hardly move.
+  descend, by plain gradients, the loss of that example: that is of the sum over
+  the batch, as below. The official code gives them the gradient of the mean of
+  128, at rates of 10 and 10 (CIFAR-10; 10 and 100 with asymmetric noise) or 1
+  and 10 (CIFAR-100; .1 and 100); of the sum these are 128 times smaller, as in
+  `methods.sop`.
 
   Args:
     logits: [..., c].
     labels: [...] int, or [..., c] soft.
     u: [...], rows of the caller's table, at first about 1e-8 N(0, 1), with a
-      rate of its own (1).
-    v: [..., c], likewise (10; for CIFAR-100 and asymmetric noise 100). Their
-      squares are about 1e-16 at first: keep them in float32 or more.
+      rate of its own.
+    v: [..., c], likewise. Their squares are about 1e-16 at first: keep them in
+      float32 or more.
     clip: what the probabilities are raised to before they are normalized, in
       [0, 1]; with 0 the loss can be infinite.
     min_prob: what q is raised to after, in [0, 1], without gradient below. The

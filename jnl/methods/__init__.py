@@ -6,8 +6,25 @@ returns a `jnl.Method`, for `jnl.train.fit` or a loop of one's own.
 Labels that are wrong
   supervised          any loss of `jnl.losses`, most of them robust
   elr                 early-learning regularization; `mislabeled` reads it
+  elr_plus            the same of two networks that average, teach and mix
+  divide_mix          two networks; large losses lose their labels
+  cores               sure predictions rewarded, doubtful labels sieved out
+  co_teaching         two networks, each of the small losses of the other
+  co_teaching_plus    the same where they disagree
   cpc                 class prototypes; `clean_posterior` says whom to trust
+  dynamic_bootstrap   a mixture of losses weighs label and guess; mixup
+  decoupling          two networks, all labels where they disagree
+  gjs                 two views and the label, each drawn to their mean
   ill_noisy           EM with a transition matrix; `learned_transition` gives it
+  forward_t           a transition matrix, given or of anchors, before the loss
+  dual_t              the same, by way of the predicted classes
+  t_revision          examples weighted by a matrix, which is revised at last
+  vol_min             a matrix learned with the network, of least volume
+  estimated_transition  what these four know of the matrix
+  jocor               two networks, small losses, and agreement
+  peer                cross-entropy less that of shuffled pairs
+  sop                 noise of each label learned; `learned_noise` reads it
+  sop_plus            the same, a strong view, and no class that dies out
 Wrong labels, and a few clean examples (a stream `meta`)
   l2rw                weights by agreement with a clean batch
   mwn                 Meta-Weight-Net; `weigher_optimizer` is the official one
@@ -45,20 +62,40 @@ from jnl.steps import supervised as supervised
 from jnl.steps import supervised_bags as supervised_bags
 
 if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.methods._co_teaching import co_teaching as co_teaching
+  from jnl.methods._co_teaching import co_teaching_plus as co_teaching_plus
+  from jnl.methods._co_teaching import decoupling as decoupling
+  from jnl.methods._cores import cores as cores
   from jnl.methods._cpc import Believed as Believed
   from jnl.methods._cpc import Cleaner as Cleaner
   from jnl.methods._cpc import clean_posterior as clean_posterior
   from jnl.methods._cpc import cpc as cpc
+  from jnl.methods._divide_mix import Divided as Divided
+  from jnl.methods._divide_mix import divide_mix as divide_mix
   from jnl.methods._dllp import dllp as dllp
+  from jnl.methods._dual_t import dual_t as dual_t
+  from jnl.methods._dynamic_bootstrap import (
+    dynamic_bootstrap as dynamic_bootstrap,
+  )
   from jnl.methods._easy_llp import easy_llp as easy_llp
   from jnl.methods._elr import elr as elr
   from jnl.methods._elr import mislabeled as mislabeled
+  from jnl.methods._elr_plus import Taught as Taught
+  from jnl.methods._elr_plus import elr_plus as elr_plus
+  from jnl.methods._estimated import Estimated as Estimated
+  from jnl.methods._estimated import WithMatrix as WithMatrix
+  from jnl.methods._estimated import (
+    estimated_transition as estimated_transition,
+  )
+  from jnl.methods._forward_t import forward_t as forward_t
+  from jnl.methods._gjs import gjs as gjs
   from jnl.methods._ill import Marginal as Marginal
   from jnl.methods._ill import ill_mixed as ill_mixed
   from jnl.methods._ill import ill_noisy as ill_noisy
   from jnl.methods._ill import ill_partial as ill_partial
   from jnl.methods._ill import ill_semi as ill_semi
   from jnl.methods._ill import learned_transition as learned_transition
+  from jnl.methods._jocor import jocor as jocor
   from jnl.methods._l2rw import Reweighted as Reweighted
   from jnl.methods._l2rw import l2rw as l2rw
   from jnl.methods._llp_bp import Propagated as Propagated
@@ -77,19 +114,35 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._named import build as build
   from jnl.methods._named import known_names as known_names
   from jnl.methods._named import takes as takes
+  from jnl.methods._peer import peer as peer
   from jnl.methods._proden import proden as proden
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
   from jnl.methods._published import published as published
+  from jnl.methods._sop import SparseNoise as SparseNoise
+  from jnl.methods._sop import learned_noise as learned_noise
+  from jnl.methods._sop import sop as sop
+  from jnl.methods._sop import sop_plus as sop_plus
   from jnl.methods._storm import Rescaled as Rescaled
   from jnl.methods._storm import storm as storm
+  from jnl.methods._t_revision import t_revision as t_revision
+  from jnl.methods._vol_min import vol_min as vol_min
   from jnl.methods._weak_em import weak_em as weak_em
 
 _NAMES = {
+  '_co_teaching': ('co_teaching', 'co_teaching_plus', 'decoupling'),
+  '_cores': ('cores',),
   '_cpc': ('Believed', 'Cleaner', 'clean_posterior', 'cpc'),
+  '_divide_mix': ('Divided', 'divide_mix'),
   '_dllp': ('dllp',),
+  '_dual_t': ('dual_t',),
+  '_dynamic_bootstrap': ('dynamic_bootstrap',),
   '_easy_llp': ('easy_llp',),
   '_elr': ('elr', 'mislabeled'),
+  '_elr_plus': ('Taught', 'elr_plus'),
+  '_estimated': ('Estimated', 'WithMatrix', 'estimated_transition'),
+  '_forward_t': ('forward_t',),
+  '_gjs': ('gjs',),
   '_ill': (
     'Marginal',
     'ill_mixed',
@@ -98,6 +151,7 @@ _NAMES = {
     'ill_semi',
     'learned_transition',
   ),
+  '_jocor': ('jocor',),
   '_l2rw': ('Reweighted', 'l2rw'),
   '_llp_bp': (
     'Propagated',
@@ -111,9 +165,13 @@ _NAMES = {
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
   '_named': ('build', 'known_names', 'takes'),
+  '_peer': ('peer',),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),
+  '_sop': ('SparseNoise', 'learned_noise', 'sop', 'sop_plus'),
   '_storm': ('Rescaled', 'storm'),
+  '_t_revision': ('t_revision',),
+  '_vol_min': ('vol_min',),
   '_weak_em': ('weak_em',),
   '': ('supervised', 'supervised_bags'),
 }

@@ -25,7 +25,12 @@ from jnl.base import (
   write_rows,
 )
 from jnl.methods._published import Case, Settings
-from jnl.steps import from_loss, model_keys, training_pass
+from jnl.steps import (
+  from_loss,
+  labels_of,
+  model_keys,
+  training_pass,
+)
 
 
 def elr(
@@ -110,7 +115,7 @@ def elr(
     old = read_rows(state.extra, index).astype(jnp.float32)
     targets = losses.elr_targets(old, outputs.logits, beta=beta)
     cross_entropy = global_mean(
-      losses.ce(outputs.logits, batch['labels']), weight
+      losses.ce(outputs.logits, labels_of(batch)), weight
     )
     penalty = global_mean(losses.elr_penalty(outputs.logits, targets), weight)
     extra = write_rows(state.extra, index, targets, where=weight > 0)
@@ -121,17 +126,21 @@ def elr(
 
 
 def mislabeled(state: State, labels: Array) -> Array:
-  """The labels that the memory of ELR contradicts.
+  """The labels that the memory of ELR, or of ELR+, contradicts.
 
   Args:
-    state: of a method built by `elr`.
+    state: of a method built by `elr`, or by `elr_plus`, of whose two memories
+      the mean t is asked.
     labels: [n] int, the labels trained on, in index order.
 
   Returns:
     [n] bool, `argmax t_i != labels_i`; False for examples never seen, whose
     memory is empty.
   """
-  targets = unpack_rows(state.extra, labels.shape[0])
+  alone = isinstance(state.extra, Table)
+  table = state.extra if alone else state.extra.targets
+  targets = unpack_rows(table, labels.shape[0])
+  targets = targets if alone else jnp.mean(targets, axis=1)
   seen = jnp.sum(targets, axis=-1) > 0
   return seen & (jnp.argmax(targets, axis=-1) != labels)
 

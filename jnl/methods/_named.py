@@ -14,7 +14,6 @@ from jnl.base import (
   Inputs,
   Method,
   Model,
-  check,
   check_name,
   data_shards,
 )
@@ -86,7 +85,7 @@ def build(
 
 
 def known_names() -> list[str]:
-  """The names that `build` knows: methods of a network and an optimizer, losses.
+  """The names that `build` knows: of methods, and of losses.
 
   Returns:
     The names, sorted.

@@ -5,8 +5,16 @@ from jax import lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jnl.base import Array, Scalar, check
-from jnl.inputs import check_range, read_floats, read_labels
+from jnl.base import Array, Scalar, check, is_concrete
+from jnl.inputs import (
+  BELOW_ZERO,
+  as_array,
+  check_between,
+  check_range,
+  check_simplex,
+  read_floats,
+  read_labels,
+)
 from jnl.logspace import safe_log
 
 
@@ -16,7 +24,7 @@ def one_hot(
   """Labels as distributions.
 
   Args:
-    labels: [...] int in [0, c); [..., c] soft ones pass.
+    labels: [...] int in [0, c); soft ones, [..., c], pass.
     num_classes: c.
     where: [...] bool, the rows that count, such as `weight > 0`; the others
       become uniform, whatever they hold. By default all.
@@ -26,33 +34,40 @@ def one_hot(
     range, so that a loss against them is NaN too.
 
   Raises:
-    TypeError: if `labels` is neither.
+    TypeError: if `labels` are neither, or `where` is not bool.
     ValueError: if a shape does not fit, or outside jit if a label that counts
-      is out of range.
+      is out of range, or a soft one off the simplex.
 
   >>> one_hot(jnp.array([1, 0]), 2).tolist()
   [[0.0, 1.0], [1.0, 0.0]]
   """
-  given = jnp.asarray(labels)
-  if jnp.issubdtype(given.dtype, jnp.floating):
-    check(
-      given.shape[-1:] == (num_classes,),
-      f'labels must be [...] int, or [..., c] soft with c = {num_classes}; got '
-      f'{given.dtype} of shape {given.shape}',
-    )
+  check(num_classes >= 1, f'num_classes must be at least 1, got {num_classes}')
+  given = as_array('labels', labels)
+  soft = jnp.issubdtype(given.dtype, jnp.floating)
+  check(
+    not soft or given.shape[-1:] == (num_classes,),
+    f'labels must be [...] int, or [..., c] soft with c = {num_classes}; got '
+    f'{given.dtype} of shape {given.shape}',
+  )
+  rows = given.shape[:-1] if soft else given.shape
+  counts = jnp.ones(rows, bool) if where is None else as_array('where', where)
+  check(
+    counts.dtype == bool,
+    f'where must be bool, such as weight > 0; got {counts.dtype}',
+    TypeError,
+  )
+  check(
+    counts.shape == rows,
+    f'where must have one value for each of the labels, of shape {rows}; got '
+    f'shape {counts.shape}',
+  )
+  if soft:
+    check_simplex('labels', given, where=counts)
     values = given.astype(jnp.promote_types(given.dtype, jnp.float32))
   else:
-    rows = None if where is None else jnp.asarray(where)
-    index, valid = read_labels(labels, num_classes, where=rows)
+    index, valid = read_labels(given, num_classes, where=counts)
     values = jax.nn.one_hot(index, num_classes, dtype=jnp.float32)
     values = jnp.where(valid[..., None], values, jnp.nan)
-  if where is None:
-    return values
-  counts = jnp.asarray(where)
-  check(
-    counts.shape == values.shape[:-1],
-    f'where must be [...] = {values.shape[:-1]}, got shape {counts.shape}',
-  )
   return jnp.where(counts[..., None], values, 1 / num_classes)
 
 
@@ -69,7 +84,8 @@ def sharpen(probs: ArrayLike, temperature: Scalar = 0.5) -> Array:
     [..., c], at least float32; uniform where all of p is 0.
 
   Raises:
-    TypeError, ValueError: if an argument is malformed.
+    TypeError, ValueError: if an argument is malformed, or outside jit out of
+      range.
 
   >>> [f'{t:.2f}' for t in sharpen(jnp.array([0.75, 0.25]), 0.5).tolist()]
   ['0.90', '0.10']
@@ -105,7 +121,8 @@ def co_refine(
     [..., c], at least float32, without gradient.
 
   Raises:
-    TypeError, ValueError: if an argument is malformed.
+    TypeError, ValueError: if an argument is malformed, or outside jit out of
+      range.
 
   >>> y, p = jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])
   >>> [f'{t:.2f}' for t in co_refine(y, p, jnp.array(0.5)).tolist()]
@@ -120,6 +137,7 @@ def co_refine(
     f'targets must have the shape of probs, {probs.shape}, got {targets.shape}',
   )
   clean = read_floats('clean', clean)
+  check_between('clean', clean, 0, 1)
   check(
     clean.shape == probs.shape[:-1],
     f'clean must be [...] = {probs.shape[:-1]}, got shape {clean.shape}',
@@ -142,7 +160,8 @@ def co_guess(probs: ArrayLike, *, temperature: Scalar = 0.5) -> Array:
     [..., c], at least float32, without gradient.
 
   Raises:
-    TypeError, ValueError: if an argument is malformed.
+    TypeError, ValueError: if an argument is malformed, or outside jit out of
+      range.
 
   >>> two = jnp.array([[1.0, 0.0], [0.5, 0.5]])
   >>> [f'{t:.2f}' for t in co_guess(two).tolist()]
@@ -151,13 +170,21 @@ def co_guess(probs: ArrayLike, *, temperature: Scalar = 0.5) -> Array:
   Reference: see `co_refine`.
   """
   probs = _read('probs', probs)
-  check(probs.ndim >= 2, f'probs must be [v, ..., c], got shape {probs.shape}')
+  check(
+    probs.ndim >= 2 and len(probs) > 0,
+    f'probs must be [v, ..., c] with v >= 1, got shape {probs.shape}',
+  )
   mean = jnp.mean(probs, axis=0)
   return lax.stop_gradient(sharpen(mean, temperature))
 
 
 def _read(name: str, probs: ArrayLike) -> Array:
-  """[..., c], at least float32."""
+  """[..., c], at least float32; NaN stays."""
   probs = read_floats(name, probs)
   check(probs.ndim >= 1, f'{name} must be [..., c], got a scalar')
+  if is_concrete(low := probs < -BELOW_ZERO):
+    check(
+      not low.any(),
+      f'{name} must not be negative; of logits they are the softmax',
+    )
   return probs.astype(jnp.promote_types(probs.dtype, jnp.float32))
