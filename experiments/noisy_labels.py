@@ -11,7 +11,7 @@ then the wrong labels; robust losses and ELR hold on.
   python experiments/noisy_labels.py \\
     --noise symmetric:.2,symmetric:.4,pair_flip:.4,part_dependent:.4
   python experiments/noisy_labels.py --dataset fashion_mnist --seeds 1 \\
-    --net strided_cnn --batch-size 128 --epochs 30
+    --examples 10000 --net strided_cnn --batch-size 128 --epochs 10
   python experiments/noisy_labels.py --dataset cifar10 --batch-size 128 \\
     --net preact_resnet18 --dtype bfloat16 --augment crop_flip --standardize
   python experiments/noisy_labels.py --dataset cifar10 --published \\
@@ -71,7 +71,7 @@ OWN = (
   'peer', 'gjs', 'forward_t', 'dual_t', 't_revision', 'vol_min', 'cpc',
 )  # fmt: skip
 METHODS = {
-  **{name: getattr(methods, name) for name in OWN if name in dir(methods)},
+  **{name: getattr(methods, name) for name in OWN},
   **{name: getattr(losses, name) for name in LOSSES},
 }
 REVISION = optax.adam(1e-4)
@@ -100,6 +100,7 @@ class Config(script.Resumable):
     (0.4,), 'rates of the others, in [0, 1]; people have their own'
   )
   draw: str = option('', 'file of noisy labels, instead of noise and rate')
+  examples: int = option(0, 'first rows of the training set; 0 is all')
   seeds: int = option(5, 'runs, each with its own noise draw')
   epochs: int = option(100, 'passes over the training set')
   batch_size: int = option(100, 'examples in a step')
@@ -306,7 +307,15 @@ def read(config: Config) -> Dataset:
     f'dataset {config.dataset} is of texts, whose tokens are no pixels: '
     'experiments/meta_rescaling.py has the networks and rates for them',
   )
-  return dataset
+  n = len(dataset.train.labels)
+  check(
+    0 <= config.examples <= n,
+    f'examples must lie in [0, {n}], got {config.examples}',
+  )
+  if not config.examples:
+    return dataset
+  first = np.sort(np.argsort(dataset.train.id)[: config.examples])
+  return dataset._replace(train=data.take(dataset.train, first))
 
 
 def spoil(config: Config, dataset: Dataset, noise: str, rate: float) -> Cell:
@@ -443,9 +452,22 @@ def arguments(name: str, config: Config, cell: Cell) -> dict[str, Any]:
     'sop': {'u_rate': 0.3, 'v_rate': 0.3},
     'sop_plus': {'u_rate': 0.3, 'v_rate': 0.3},
     'gjs': {'weights': (0.9, 0.05, 0.05)},
+    'divide_mix': {'warmup': part(0.1), 'ramp': part(0.16)},
     'co_teaching_plus': {'warmup': part(0.1)},
     'decoupling': {'warmup': part(0.05)},
     'jocor': {'co_lambda': 0.5},
+    'dynamic_bootstrap': {'warmup': part(0.2)},
+    'cores': {
+      'beta': ((part(0.05), 0.0), (part(0.3), 4.0)),
+      'sieve': part(0.25),
+    },
+    'peer': {
+      'alpha': (
+        (0.03 * config.epochs, 0.0),
+        (0.08 * config.epochs, 1.0),
+        (0.2 * config.epochs, 3.0),
+      )
+    },
     'forward_t': {'warmup': part(0.1)},
     'dual_t': {'warmup': part(0.2), 'quantile': None},
     't_revision': {

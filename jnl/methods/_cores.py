@@ -25,7 +25,13 @@ from jnl.base import (
 )
 from jnl.inputs import as_array, check_range, check_simplex
 from jnl.methods._published import Case, Settings
-from jnl.steps import check_losses, from_loss, model_keys, training_pass
+from jnl.steps import (
+  check_losses,
+  from_loss,
+  labels_of,
+  model_keys,
+  training_pass,
+)
 
 
 def cores(
@@ -113,7 +119,7 @@ def cores(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
     check_batch(batch, 'x', 'labels', 'weight', 'index')
-    labels, weight = batch['labels'], jnp.asarray(batch['weight'])
+    labels, weight = labels_of(batch), jnp.asarray(batch['weight'])
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight
     )

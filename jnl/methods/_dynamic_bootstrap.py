@@ -31,6 +31,7 @@ from jnl.steps import (
   check_losses,
   check_model,
   from_loss,
+  labels_of,
   mix,
   mixup_ratio,
   model_keys,
@@ -131,7 +132,7 @@ def dynamic_bootstrap(
 def _unmixed(model: Model, state: State, batch: Batch) -> tuple[Array, Array]:
   """Guesses and losses [b] of the inputs as they are, without gradient."""
   logits = predict_with(model)(state, batch['x']).logits
-  return jnp.argmax(logits, axis=-1), losses.ce(logits, batch['labels'])
+  return jnp.argmax(logits, axis=-1), losses.ce(logits, labels_of(batch))
 
 
 def _loss(
@@ -149,7 +150,7 @@ def _loss(
   check_losses(values, weight)
   noisy = _noisy_probability(state.extra, values, weight > 0)
   key_ratio, key_pairs = jax.random.split(jax.random.fold_in(key, MIX_TAG))
-  own = jnp.asarray(batch['labels']), guesses, noisy
+  own = labels_of(batch), guesses, noisy
   x, other = shuffle_within(
     key_pairs, batch['index'], (batch['x'], own), where=weight > 0
   )

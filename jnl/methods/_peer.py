@@ -24,7 +24,13 @@ from jnl.base import (
 from jnl.inputs import check_range
 from jnl.methods._cores import of_epoch
 from jnl.methods._published import Case, Settings
-from jnl.steps import check_losses, from_loss, model_keys, training_pass
+from jnl.steps import (
+  check_losses,
+  from_loss,
+  labels_of,
+  model_keys,
+  training_pass,
+)
 
 PEER_TAG = 3
 """Tag of the key that draws the peers."""
@@ -120,7 +126,7 @@ def peer(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
     check_batch(batch, 'x', 'labels', 'weight', 'index')
-    labels, index = jnp.asarray(batch['labels']), batch['index']
+    labels, index = labels_of(batch), batch['index']
     weight = jnp.asarray(batch['weight'])
     outputs, stats = training_pass(
       model, params, state.stats, batch['x'], model_keys(key, batch), weight

@@ -170,7 +170,11 @@ def known_settings(method: str) -> dict[Case, Settings]:
   if method not in dir(methods):
     return {}
   home = vars(sys.modules[getattr(methods, method).__module__])
-  of_file = (home[name] for name in home if name.endswith('SETTINGS'))
+  of_file = [
+    value
+    for name, value in home.items()
+    if name.endswith('SETTINGS') and isinstance(value, dict)
+  ]
   return {
     case: settings
     for cases in of_file

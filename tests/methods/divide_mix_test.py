@@ -5,7 +5,6 @@ from contract import (
   SHARDS,
   Contract,
   N,
-  examples,
   network,
   optimizer,
 )
@@ -364,9 +363,7 @@ class TestContract(Contract):
       steps_per_epoch=1,
       warmup=0,
       ramp=4,
+      averaged=2,
       confidence_penalty=0.1,
       shards=SHARDS,
     )
-
-  def arrays(self):  # one view: what two are is said above
-    return {k: a for k, a in examples().items() if k in ('x', 'labels')}

@@ -16,7 +16,11 @@ from jnl.methods._published import (
 )
 from jnl.train import script
 
-OF_METHODS = ('elr', 'ill_noisy', 'ill_partial')
+OF_METHODS = (
+  'elr', 'elr_plus', 'divide_mix', 'co_teaching', 'co_teaching_plus', 'jocor',
+  'sop', 'sop_plus', 'gjs', 'dynamic_bootstrap', 'cores', 'peer', 'forward_t',
+  'dual_t', 't_revision', 'vol_min', 'ill_noisy', 'ill_partial',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize('name', [*OF_METHODS, *LOSSES])
