@@ -9,7 +9,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from jnl import data, nets
+from jnl import data, estimator, nets
 from jnl.base import Model
 from jnl.estimator import NoisyLabelClassifier
 
@@ -87,6 +87,40 @@ def test_names_of_labels_options_and_pickles():
   again = other.set_params(lam=1.0).fit(x, names[noisy])
   assert again._method is model._method
   np.testing.assert_array_equal(again.predict_proba(x[:50]), probs)
+
+
+NAMED = (
+  'elr', 'elr_plus', 'divide_mix', 'co_teaching', 'co_teaching_plus',
+  'decoupling', 'jocor', 'sop', 'sop_plus', 'dynamic_bootstrap', 'cores',
+  'peer', 'gjs', 'forward_t', 'dual_t', 't_revision', 'vol_min', 'cpc',
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_methods_of_wrong_labels_are_known_by_name(monkeypatch):
+  """At their defaults; two of them are trained, the others are traced."""
+  x, noisy, labels = blobs()
+  real, seen = estimator.fit, []
+
+  def traced(method, arrays, key, *, augment, batch_size, **rest):
+    batch = {k: v[:batch_size] for k, v in arrays.items()}
+    batch |= {'index': np.arange(batch_size), 'weight': np.ones(batch_size)}
+    if augment is not None:
+      batch = augment(jax.random.split(key, batch_size), batch)
+    jax.eval_shape(method.step, jax.eval_shape(method.init, key), batch, key)
+    seen.append(augment is not None)
+    raise RuntimeError('far enough')
+
+  monkeypatch.setattr(estimator, 'fit', traced)
+  for name in NAMED:
+    with pytest.raises(RuntimeError, match='far enough'):
+      classifier(name).fit(x, noisy)
+  assert sum(seen) == 2
+  monkeypatch.setattr(estimator, 'fit', real)
+  for name, options in (('sop', {'u_rate': 1.0}), ('gjs', {})):
+    model = classifier(name, **options).fit(x, noisy)
+    assert model.score(x, labels) > 0.9
+    assert hasattr(model, 'flagged_') == (name == 'sop')
 
 
 def test_a_method_of_ones_own_is_called():

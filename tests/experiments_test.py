@@ -27,8 +27,15 @@ from jnl.train import _fit, _plan, parse, run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
-OTHERS = {'throughput', 'label_audit', 'noise_rates'}  # see their tests
+OTHERS = {  # see their tests
+  'throughput', 'label_audit', 'noise_rates', 'cifar10n',
+}  # fmt: skip
 EXPERIMENTS = sorted(SCRIPTS - OTHERS)
+OWN = (
+  'elr,elr_plus,divide_mix,co_teaching,co_teaching_plus,decoupling,jocor,sop,'
+  'sop_plus,dynamic_bootstrap,cores,peer,gjs,forward_t,dual_t,t_revision,'
+  'vol_min,cpc'
+)
 CHANGED = """--dtype bfloat16 --standardize --augment crop_flip
   --noise symmetric_inclusive --rate .5"""
 SPAM = pathlib.Path(
@@ -425,6 +432,7 @@ def traced(monkeypatch):
   ('name', 'argv', 'methods'),
   [
     ('noisy_labels', '', 5),
+    ('noisy_labels', f'--methods {OWN} --noise symmetric:.2,pair_flip:.4', 18),
     ('noisy_labels', '--methods ce,elr --net strided_cnn ' + CHANGED, 2),
     ('weak_supervision', '', 4),
     ('weak_supervision', '--evidence multiple_instance --bag-size 7', 3),
@@ -464,6 +472,45 @@ def test_every_method_and_kind_of_evidence(
   here(name, *argv.split(), '--seeds', 2, '--out', tmp_path)
   found = check_results(name, tmp_path, capsys.readouterr().out)
   assert len(found) == methods
+
+
+@pytest.mark.slow
+def test_labels_that_people_gave(mine, traced, tmp_path, monkeypatch, capsys):
+  """Of ten classes, in their order; published settings of each set."""
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  data = load('mine', data_dir=mine[3])
+  parts = data.train, data.validation, data.test
+  ids = np.concatenate([part.id for part in parts[:2]])
+  labels = np.concatenate([part.labels for part in parts[:2]])
+  clean = np.zeros(ids.max() + 1, np.uint8)
+  clean[ids] = labels
+  wrong = (clean + (np.arange(len(clean)) % 3 == 0)).astype(np.uint8) % 10
+  arrays = {f'random_label{i}': wrong for i in (1, 2, 3)}
+  arrays |= {'aggre_label': clean, 'worse_label': wrong, 'clean_label': clean}
+  np.savez(pathlib.Path(mine[3]) / 'cifar10_human_labels.npz', **arrays)
+  out = tmp_path / 'out'
+  argv = (*mine[:4], '--net', 'mlp', '--seeds', 2, '--out', out)
+  here('cifar10n', *argv, '--methods', 'ce,co_teaching', '--augment', 'none')
+  rows, printed = rows_in(out), capsys.readouterr().out
+  assert len(rows) == 5 * 2 * 2
+  shares = {row['setting']['noise']: row['wrong_labels'] for row in rows}
+  assert shares['cifar10n_aggre'] == 0
+  assert 0.25 < shares['cifar10n_random2'] < 0.4
+  last = [row['last'] for row in rows if row['method'] == 'ce']
+  three = np.mean(last[2:8])  # the random ones, of two seeds each
+  assert f'| ce          | {100 * np.mean(last[:2]):.1f}' in printed
+  assert f'| {100 * three:.1f} +- ' in printed
+  known = {
+    ('mine', name, None): _published.Settings('a paper', 'gce', 'mlp', 2, 64, r)
+    for r, name in enumerate(shares)
+  }
+  monkeypatch.setitem(_published.LOSSES, 'gce', known)
+  here('cifar10n', *argv, '--published', '--methods', 'gce')
+  rows = rows_in(tmp_path / 'out-2')
+  rates = [row['published']['gce']['learning_rate'] for row in rows[::2]]
+  assert rates == [0, 1, 2, 3, 4]
+  with pytest.raises(ValueError, match='noise must be of cifar10n_aggre'):
+    here('cifar10n', *argv, '--noise', 'symmetric')
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from jnl.base import (
   Stats,
   Table,
   check,
-  check_batch,
   global_mean,
   pack_rows,
   read_rows,
@@ -33,8 +32,9 @@ from jnl.base import (
   unpack_rows,
 )
 from jnl.inputs import check_range
+from jnl.methods._elr_plus import read_labels
 from jnl.methods._published import Case, Settings
-from jnl.pseudo import co_guess, co_refine, one_hot
+from jnl.pseudo import co_guess, co_refine
 from jnl.ramps import linear_rampup
 from jnl.select import clean_probability, gaussian_mixture
 from jnl.steps import (
@@ -270,14 +270,13 @@ def _loss(
   batch: Batch,
   key: Key,
 ) -> tuple[Array, Aux]:
-  check_batch(batch, 'x', 'labels', 'weight', 'index')
-  index, weight = batch['index'], jnp.asarray(batch['weight'])
+  labels, weight = read_labels(batch, num_classes)
+  index = batch['index']
   there, started = weight > 0, state.extra.rounds > 0
   views = [batch[name] for name in ('x', 'x_strong') if name in batch]
   guesses = _guesses(model, lax.stop_gradient(params), state.stats, views)
   clean = read_rows(state.extra.clean, index).T
   labeled = clean > numbers.threshold
-  labels = one_hot(batch['labels'], num_classes, where=there)
   targets = _targets(guesses, labels, clean, labeled, numbers.temperature)
   targets = jnp.where(there[:, None], targets, 1 / num_classes)
 

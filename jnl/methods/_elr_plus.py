@@ -174,7 +174,7 @@ def elr_plus(
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
   ) -> tuple[Array, Aux]:
-    labels, weight = _read(batch, num_classes)
+    labels, weight = read_labels(batch, num_classes)
     targets = _new_targets(both, state, batch, key, beta)
     keys = jax.random.split(jax.random.fold_in(key, NETWORK_TAG))
     x, y, t = _mixed(keys, batch, labels, targets, alpha)
@@ -232,8 +232,19 @@ def _with_memory(
   return plain._replace(init=init, step=step)
 
 
-def _read(batch: Batch, num_classes: int) -> tuple[Array, Array]:
-  """The labels of a batch as distributions [b, c], and its weight [b]."""
+def read_labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
+  """The labels of a batch as distributions, and its weight.
+
+  Args:
+    batch: with `x`, `labels`, `weight` and `index`.
+    num_classes: c.
+
+  Returns:
+    [b, c], uniform in rows of weight 0; [b].
+
+  Raises:
+    ValueError: if an array lacks, or labels are neither [b] nor [b, c].
+  """
   check_batch(batch, 'x', 'labels', 'weight', 'index')
   weight, shape = jnp.asarray(batch['weight']), jnp.shape(batch['labels'])
   check(

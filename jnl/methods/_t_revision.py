@@ -65,6 +65,11 @@ def t_revision(
   rate moves the network and Adam Delta. With the revision from epoch 60 wrong
   labels are memorized before it: 78.8 at the published rate.
 
+  The loss of the third stage has a bad minimum: a label that is given no
+  probability has weight 0 and loss 0. The published rate is too low to get
+  there; by Adam at 1e-3 a convolutional network on Fashion-MNIST (40% symmetric
+  noise, 80.8 before) fell to 47 within four epochs, at a loss of .02.
+
   Args:
     model: the network.
     tx: the optimizer of the first two stages. It starts again after the
