@@ -1,9 +1,10 @@
-"""Training that survives wrong labels: robust losses and ELR against plain CE.
+"""Training that survives wrong labels: losses and methods against plain CE.
 
 The memorization curve of Liu et al. (ELR, NeurIPS 2020, arXiv 2007.00151)
 on real scans: under 40% symmetric label noise the clean test accuracy of
 cross-entropy rises and then falls, as the network first learns the digits and
-then the wrong labels; robust losses and ELR hold on.
+then the wrong labels; robust losses, ELR, two networks (DivideMix), learned
+noise (SOP) and others hold on. They are told what `arguments` below says.
 
   python experiments/noisy_labels.py                 # digits, 5 seeds, a minute
   python experiments/noisy_labels.py --methods ce,elr --noise pair_flip
@@ -12,8 +13,12 @@ then the wrong labels; robust losses and ELR hold on.
     --noise symmetric:.2,symmetric:.4,pair_flip:.4,part_dependent:.4
   python experiments/noisy_labels.py --dataset fashion_mnist --seeds 1 \\
     --examples 10000 --net strided_cnn --batch-size 128 --epochs 10
+
+On accelerators (not run here: none was at hand):
+
   python experiments/noisy_labels.py --dataset cifar10 --batch-size 128 \\
-    --net preact_resnet18 --dtype bfloat16 --augment crop_flip --standardize
+    --net preact_resnet18 --dtype bfloat16 --augment crop_flip --standardize \\
+    --methods ce,elr,elr_plus,divide_mix --learning-rate .02 --epochs 120
   python experiments/noisy_labels.py --dataset cifar10 --published \\
     --methods elr --noise symmetric_inclusive --rate .4 --standardize
 
