@@ -6,25 +6,26 @@ returns a `jnl.Method`, for `jnl.train.fit` or a loop of one's own.
 Labels that are wrong
   supervised          any loss of `jnl.losses`, most of them robust
   elr                 early-learning regularization; `mislabeled` reads it
-  elr_plus            the same of two networks that average, teach and mix
-  divide_mix          two networks; large losses lose their labels
-  cores               sure predictions rewarded, doubtful labels sieved out
-  co_teaching         two networks, each of the small losses of the other
-  co_teaching_plus    the same where they disagree
-  cpc                 class prototypes; `clean_posterior` says whom to trust
-  dynamic_bootstrap   a mixture of losses weighs label and guess; mixup
-  decoupling          two networks, all labels where they disagree
-  gjs                 two views and the label, each drawn to their mean
-  ill_noisy           EM with a transition matrix; `learned_transition` gives it
-  forward_t           a transition matrix, given or of anchors, before the loss
-  dual_t              the same, by way of the predicted classes
-  t_revision          examples weighted by a matrix, which is revised at last
-  vol_min             a matrix learned with the network, of least volume
-  estimated_transition  what these four know of the matrix
-  jocor               two networks, small losses, and agreement
-  peer                cross-entropy less that of shuffled pairs
   sop                 noise of each label learned; `learned_noise` reads it
   sop_plus            the same, a strong view, and no class that dies out
+  gjs                 two views and the label, each drawn to their mean
+  dynamic_bootstrap   a mixture of losses weighs label and guess; mixup
+  cores               sure predictions rewarded, doubtful labels sieved out
+  peer                cross-entropy less that of shuffled pairs
+  cpc                 class prototypes; `clean_posterior` says whom to trust
+The same, by two networks
+  divide_mix          for each other they divide labels from none
+  elr_plus            ELR, with averages of weights, and mixup
+  co_teaching         each learns the small losses of the other
+  co_teaching_plus    the same where they disagree
+  decoupling          all labels where they disagree
+  jocor               small losses, and agreement
+The same, by a transition matrix, which `estimated_transition` reads
+  forward_t           given or of anchors, before the loss
+  dual_t              the same, by way of the predicted classes
+  t_revision          it weighs examples, and is revised at last
+  vol_min             learned with the network, of least volume
+  ill_noisy           EM; `learned_transition` reads this one
 Wrong labels, and a few clean examples (a stream `meta`)
   l2rw                weights by agreement with a clean batch
   mwn                 Meta-Weight-Net; `weigher_optimizer` is the official one
