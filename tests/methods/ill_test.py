@@ -591,6 +591,7 @@ class TestPartialContract(contract.Contract):
     return ill_partial(contract.network(), contract.optimizer())
 
 
+@pytest.mark.slow
 class TestSemiContract(contract.Contract):
   def make(self):
     return ill_semi(

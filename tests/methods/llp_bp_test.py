@@ -271,6 +271,7 @@ def test_hyperparameters_are_checked():
     refine(MODEL, MODEL, TX, bag_weight=-1.0)
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return refine(instance_network(), network(HIDDEN, 2), optimizer())

@@ -193,6 +193,7 @@ def count_of_labels(logits, batch):
   return automata.count(logits, batch['labels'], batch['mask'])
 
 
+@pytest.mark.slow
 class TestContract(Contract):
   def make(self):
     return weak_em(instance_network(), optimizer(), count_of_labels)
