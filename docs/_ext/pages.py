@@ -175,7 +175,7 @@ def with_indexes(text: str, room: str) -> str:
 
 
 def _table(block: str) -> str:
-  text = textwrap.dedent(block).rstrip('\n')
+  text = textwrap.dedent(block).strip('\n')
   rows = re.split(r'\n(?=\S)', text)
   cells = [re.sub(r'\s*\n\s*', ' ', row).split(None, 1) for row in rows]
   table = ''.join(f'   * - `{n}`\n     - {about}\n' for n, about in cells)

@@ -144,8 +144,9 @@ def co_teaching_plus(
       + \operatorname{mean}_{i \in S_1} \ell(z^2_i, y_i)
 
   with S the k examples of smallest loss among D, and k the whole part of
-  (1 - R) |D|, at least 1. It keeps the networks different, which Co-teaching
-  makes alike in the long run. The first `warmup` epochs are `co_teaching`.
+  1 - R times the size of D, at least 1. It keeps the networks different, which
+  Co-teaching makes alike in the long run. The first `warmup` epochs are
+  `co_teaching`.
 
   Means of the few that are left are noisy: SGD wants a smaller rate than with
   Co-teaching (seen: digits, batches of 50, rate .2, 30% against 95%).
@@ -221,7 +222,7 @@ def decoupling(
 
   with l the cross-entropy: what both got right needs no step, and what both
   call wrong is no longer learned by heart. The first `warmup` epochs learn from
-  all. A batch on which both agree teaches nothing, its loss is 0. That |D|
+  all. A batch on which both agree teaches nothing, its loss is 0. That D
   counts as a tenth of the batch at least is in the official code and not in the
   paper, which collects a whole batch of disagreement.
 

@@ -66,9 +66,9 @@ def vol_min(
   Returns:
     A method over batches of `x`, `labels`, `weight` and `index`. `state.params`
     is a `WithMatrix`, of the network and the weights; `estimated_transition`
-    gives T. Metrics: `loss`, `kept`, the mean of T_ii, and `log_volume`, log
-    |det T|. Inside jit a label that is out of range (-1, or c) makes the loss
-    NaN, and all that follow, unless its weight is 0.
+    gives T. Metrics: `loss`, `kept`, the mean of T_ii, and `log_volume`,
+    the logarithm of the determinant. Inside jit a label that is out of range
+    (-1, or c) makes the loss NaN, and all that follow, unless its weight is 0.
 
   Raises:
     TypeError: if `model` is no `Model`.
