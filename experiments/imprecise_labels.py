@@ -101,7 +101,7 @@ RECIPES = {
 }
 shift = functools.partial(augment.pad_crop, padding=2)
 fade = functools.partial(augment.gaussian_noise, scale=0.1)
-noise_view = script.STRONG_VIEWS['none']
+noise_view = script.noise_view
 square = functools.partial(augment.cutout, size=8)
 crop_view = augment.compose(shift, square, fade)
 strong_view = script.STRONG_VIEWS['crop_flip']

@@ -81,8 +81,6 @@ METHODS = {
 }
 REVISION = optax.adam(1e-4)
 """What T-Revision ends with on digits; published is 5e-7, for more steps."""
-STRONG = ('gjs', 'sop_plus')
-"""Methods that compare an example with a strong view of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +248,7 @@ def views(way: Settings) -> Callable[[Key, Batch], Batch] | None:
   DivideMix guesses on two views of one kind, if anything is done to examples.
   """
   weak = script.VIEWS[way.views]
-  if way.method in STRONG:
+  if way.method in methods.TWO_VIEWS:
     own = weak or augment.compose()
     return augment.views(own, script.STRONG_VIEWS[way.views])
   if weak is None:

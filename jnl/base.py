@@ -850,8 +850,9 @@ def shuffle_within(
   groups = math.gcd(groups, b)
   score = jax.vmap(jax.random.bits)(example_keys(key, index))
   score = score.reshape(groups, -1)
-  order = jnp.argsort(score, axis=1)
-  if where is not None:
+  if where is None:
+    order = jnp.argsort(score, axis=1)
+  else:
     check(
       where.shape == index.shape,
       f'where must be [b] = {index.shape}, got {where.shape}',

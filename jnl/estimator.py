@@ -32,8 +32,6 @@ from jnl.train import fit
 
 ROWS = 4096
 """At the most, of which the network is asked at once."""
-TWO_VIEWS = ('gjs', 'ill_noisy', 'sop_plus')
-"""Methods that compare two views of an example."""
 VIEW_NOISE = 0.1
 """Of the second view, in deviations of each column."""
 
@@ -180,7 +178,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
       epochs=self.epochs,
       batch_size=b,
       devices=devices[:used],
-      augment=_views(X) if self.method in TWO_VIEWS else None,
+      augment=_views(X) if self.method in methods.TWO_VIEWS else None,
     )
     self.state_ = jax.device_get(fitted.state)
     self.loss_curve_ = fitted.history['loss']
@@ -324,12 +322,7 @@ def _flags(method: Any, state: Any, labels: np.ndarray) -> jax.Array | None:
 def _views(X: np.ndarray) -> Callable:
   """Rows as they are, and with noise."""
   scale = VIEW_NOISE * X.std(axis=0)
-
-  def noisy(keys: jax.Array, x: jax.Array) -> jax.Array:
-    return x + scale * augment.gaussian_noise(
-      keys, jnp.zeros_like(x), scale=1.0
-    )
-
+  noisy = functools.partial(augment.gaussian_noise, scale=scale)
   return augment.views(augment.compose(), noisy)
 
 

@@ -220,13 +220,31 @@ def piecewise_linear(
   >>> piecewise_linear(jnp.array([0, 15, 99]), [(10, 0.0), (20, 2.0)]).tolist()
   [0.0, 1.0, 2.0]
   """
-  check(
-    len(points) > 0 and all(len(point) == 2 for point in points),
-    f'points must be pairs of a step and a value, got {points}',
-  )
-  for (before, _), (after, _) in itertools.pairwise(points):
-    check(before < after, f'the steps of points must rise, got {points}')
+  check_points('points', points)
   step = jnp.asarray(step)
   dtype = jnp.promote_types(step.dtype, jnp.float32)
   at, values = (jnp.asarray(a, dtype) for a in zip(*points, strict=True))
   return jnp.interp(step.astype(dtype), at, values)
+
+
+def check_points(name: str, points: Sequence[tuple[Scalar, Scalar]]) -> None:
+  """Raises unless these are points for `piecewise_linear`.
+
+  Args:
+    name: what the error calls them.
+    points: (step, value), at least one, whose steps rise.
+
+  Raises:
+    ValueError: if they are not.
+
+  >>> check_points('beta', [(10, 0.0), (20, 2.0)])
+  """
+  check(
+    hasattr(points, '__len__')
+    and len(points) > 0
+    and all(hasattr(p, '__len__') and len(p) == 2 for p in points),
+    f'{name} must be pairs of a step and a value, as ((10, 0.0), (40, 2.0)), '
+    f'got {points}',
+  )
+  for (before, _), (after, _) in itertools.pairwise(points):
+    check(before < after, f'the steps of {name} must rise, got {points}')

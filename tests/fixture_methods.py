@@ -27,6 +27,7 @@ from jnl.base import (
   pack_rows,
   read_rows,
 )
+from jnl.data import load
 from jnl.steps import each, from_loss, model_keys, training_pass
 
 
@@ -208,6 +209,16 @@ def batches(arrays, *, epochs, batch_size):
   weight = np.ones(index.shape, np.float32)
   rows = {k: a[index] for k, a in arrays.items()}
   return {'index': index, 'weight': weight, **rows}
+
+
+def noisy_digits(rng):
+  """Digits, and labels of which 40% are another class, drawn evenly."""
+  digits = load('digits')
+  clean = digits.train.labels
+  other = (clean + rng.integers(1, 10, clean.shape)) % 10
+  return digits, np.where(rng.random(clean.shape) < 0.4, other, clean).astype(
+    np.int32
+  )
 
 
 def train(method, batches):

@@ -51,6 +51,7 @@ By name
   build               a method or a loss, for a training set of a size
   known_names         the names there are
   takes               whether one has an argument
+  TWO_VIEWS           those that want a second view, `x_strong`
 Settings that papers published
   published           for a method or loss, data set, noise and rate
   known_settings      all of a method
@@ -112,6 +113,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._mwn import Weighed as Weighed
   from jnl.methods._mwn import mwn as mwn
   from jnl.methods._mwn import weigher_optimizer as weigher_optimizer
+  from jnl.methods._named import TWO_VIEWS as TWO_VIEWS
   from jnl.methods._named import build as build
   from jnl.methods._named import known_names as known_names
   from jnl.methods._named import takes as takes
@@ -165,7 +167,7 @@ _NAMES = {
   '_mlc': ('Corrected', 'mlc'),
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
-  '_named': ('build', 'known_names', 'takes'),
+  '_named': ('TWO_VIEWS', 'build', 'known_names', 'takes'),
   '_peer': ('peer',),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),

@@ -4,7 +4,7 @@ A wrong label shows by its loss, until a network knows it by heart. The second
 one, which errs elsewhere, did not see the same examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jax import lax
 import jax.numpy as jnp
@@ -263,7 +263,7 @@ def decoupling(
     logits: Array, labels: Array, weight: Array, epoch: Array
   ) -> tuple[Array, Metrics]:
     differ = select.disagreement(*logits) | (epoch < warmup)
-    loss, metrics = _learned(
+    loss, metrics = learned_from(
       _cross_entropies(logits, labels, weight), (differ, differ), weight
     )
     share = global_mean(differ, weight)
@@ -346,7 +346,7 @@ def _small_losses(
   k = how_many(among, forget)
   one, two = lax.stop_gradient(ce)
   masks = select.co_teaching(one, two, k, where=among)
-  return _learned(ce, masks, weight)
+  return learned_from(ce, masks, weight)
 
 
 def _cross_entropies(logits: Array, labels: Array, weight: Array) -> Array:
@@ -356,13 +356,26 @@ def _cross_entropies(logits: Array, labels: Array, weight: Array) -> Array:
   return ce
 
 
-def _learned(
-  ce: Array, masks: tuple[Array, Array], weight: Array
+def learned_from(
+  values: Array, masks: Sequence[Array], weight: Array
 ) -> tuple[Array, Metrics]:
-  """The sum of both means; NaN, which is never a small loss, stays NaN."""
-  learned = jnp.stack(masks) | jnp.isnan(ce)
-  means = [global_mean(ce[m], weight * learned[m]) for m in range(2)]
-  return means[0] + means[1], {'kept': global_mean(learned.T, weight > 0)}
+  """The sum of the means of what is learned from, and the share of it.
+
+  Args:
+    values: losses, [m, b].
+    masks: m of [b] bool, what was chosen. NaN, which is never a small loss, is
+      learned from as well, so that it shows.
+    weight: [b].
+
+  Returns:
+    [], and the metric `kept`.
+  """
+  chosen = jnp.stack(masks) | jnp.isnan(values)
+  means = [
+    global_mean(values[m], weight * chosen[m]) for m in range(len(masks))
+  ]
+  kept = global_mean(chosen.T, weight > 0)
+  return sum(means[1:], means[0]), {'kept': kept}
 
 
 # --- published settings -------------------------------------------------------

@@ -1,7 +1,6 @@
 """CORES: confidence-regularized cross-entropy, and a sieve of examples."""
 
 from collections.abc import Callable, Sequence
-import itertools
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -161,19 +160,8 @@ def of_epoch(
     steps_per_epoch >= 1,
     f'steps_per_epoch must be at least 1, got {steps_per_epoch}',
   )
-  check(
-    isinstance(points, Sequence)
-    and len(points) > 0
-    and all(isinstance(p, Sequence) and len(p) == 2 for p in points),
-    f'{name} must be pairs (epoch, weight), as ((10, 0.0), (40, 2.0)), got '
-    f'{points}',
-  )
-  epochs, weights = zip(*points, strict=True)
-  check(
-    all(before < after for before, after in itertools.pairwise(epochs)),
-    f'the epochs of {name} must rise, got {points}',
-  )
-  for weight in weights:
+  ramps.check_points(name, points)
+  for _, weight in points:
     check_range(name, weight, 0)
   return lambda step: ramps.piecewise_linear(step // steps_per_epoch, points)
 

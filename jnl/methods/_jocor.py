@@ -1,15 +1,15 @@
 """JoCoR: two networks that are to agree, on the labels where that is easy."""
 
 from jax import lax
-import jax.numpy as jnp
 import optax
 
 from jnl import select
-from jnl.base import Array, Method, Metrics, Model, Scalar, global_mean
+from jnl.base import Array, Method, Metrics, Model, Scalar
 from jnl.inputs import check_range
 from jnl.methods._co_teaching import (
   check_ramp,
   how_many,
+  learned_from,
   settings_of,
   two_networks,
 )
@@ -71,7 +71,7 @@ def jocor(
     TypeError: if `model` is no `Model`.
     ValueError: if a number is out of range, or a batch lacks an array.
 
-  >>> import jax
+  >>> import jax, jax.numpy as jnp
   >>> from jnl.steps import linear
   >>> model = linear(2, 2)  # see `jnl.nets` for networks
   >>> method = jocor(
@@ -97,9 +97,7 @@ def jocor(
     check_losses(joint, weight)
     k = how_many(there, forget_rate(epoch, rate=rate, length=ramp))
     small = select.small_loss(lax.stop_gradient(joint), k, where=there)
-    learned = small | jnp.isnan(joint)  # NaN is never small, and stays NaN
-    kept = global_mean(learned, there)
-    return global_mean(joint, weight * learned), {'kept': kept}
+    return learned_from(joint[None], [small], weight)
 
   return two_networks(model, tx, steps_per_epoch, lesson)
 

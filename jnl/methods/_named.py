@@ -19,6 +19,9 @@ from jnl.base import (
 )
 from jnl.steps import feature_width, supervised
 
+TWO_VIEWS = ('gjs', 'ill_noisy', 'sop_plus')
+"""Methods of wrong labels that compare `x` with a second view, `x_strong`."""
+
 
 def build(
   name: str,

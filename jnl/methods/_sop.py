@@ -27,6 +27,7 @@ from jnl.base import (
   read_rows,
   unpack_rows,
 )
+from jnl.inputs import check_range
 from jnl.methods._published import Case, Settings
 from jnl.steps import (
   apply_views,
@@ -222,8 +223,8 @@ def sop_plus(
   which is larger by log c.
   """
   _check_rates(u_rate, v_rate, scale)
-  check(consistency >= 0, f'consistency must be >= 0, got {consistency}')
-  check(balance >= 0, f'balance must be >= 0, got {balance}')
+  check_range('consistency', consistency, 0)
+  check_range('balance', balance, 0)
 
   def loss_fn(
     params: Params, state: State, batch: Batch, key: Key
@@ -288,9 +289,9 @@ def learned_noise(state: State, num_examples: int) -> Array:
 
 
 def _check_rates(u_rate: Scalar, v_rate: Scalar, scale: Scalar) -> None:
-  check(u_rate >= 0, f'u_rate must be >= 0, got {u_rate}')
-  check(v_rate >= 0, f'v_rate must be >= 0, got {v_rate}')
-  check(scale > 0, f'scale must be positive, got {scale}')
+  check_range('u_rate', u_rate, 0)
+  check_range('v_rate', v_rate, 0)
+  check_range('scale', scale, 0, open_low=True)
 
 
 def _draw(

@@ -1,7 +1,7 @@
 """CORES as a method: beta by epochs, and whom the sieve keeps."""
 
 from contract import Contract, network, optimizer
-from fixture_methods import batches, mlp
+from fixture_methods import batches, mlp, noisy_digits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from jnl.base import State
-from jnl.data import load
 from jnl.losses import cores2_sieve
 from jnl.methods import cores
 from jnl.steps import linear
@@ -102,10 +101,8 @@ def test_arguments_are_checked(kwargs, message):
 @pytest.mark.slow
 def test_the_sieve_keeps_what_is_clean():
   """Digits, 40% symmetric noise; of clean labels .99 are kept, of wrong .0."""
-  digits, rng = load('digits'), np.random.default_rng(0)
+  digits, labels = noisy_digits(np.random.default_rng(0))
   clean, x = digits.train.labels, digits.train.x
-  other = (clean + rng.integers(1, 10, clean.shape)) % 10
-  labels = np.where(rng.random(clean.shape) < 0.4, other, clean)
   order = batches({'x': x, 'labels': labels}, epochs=40, batch_size=100)
   method = cores(
     mlp(64, 256, 10),

@@ -8,14 +8,13 @@ from contract import (
   network,
   optimizer,
 )
-from fixture_methods import accuracy, batches, mlp
+from fixture_methods import accuracy, batches, mlp, noisy_digits
 import jax
 import numpy as np
 import optax
 import pytest
 
 from jnl.base import Model, State, Table, pack_rows, unpack_rows
-from jnl.data import load
 from jnl.methods import Divided, divide_mix
 from jnl.methods._divide_mix import _mixed, _Seen
 from jnl.steps import linear, select
@@ -301,10 +300,8 @@ def test_wrong_labels_are_told_and_do_not_harm():
 
   Seen: two networks by cross-entropy 85, by DivideMix 96.
   """
-  digits, rng = load('digits'), np.random.default_rng(0)
+  digits, noisy = noisy_digits(np.random.default_rng(0))
   x, truth = digits.train.x, digits.train.labels
-  other = (truth + rng.integers(1, 10, truth.shape)) % 10
-  noisy = np.where(rng.random(truth.shape) < 0.4, other, truth).astype(np.int32)
   arrays = {'x': x.reshape(len(x), -1), 'labels': noisy}
   order = batches(arrays, epochs=25, batch_size=100)
   epochs = {k: a.reshape(25, 12, *a.shape[1:]) for k, a in order.items()}

@@ -1,7 +1,7 @@
 """M-DYR-H: its loss, its mixture, and that this finds the wrong labels."""
 
 from contract import Contract, network, optimizer
-from fixture_methods import batches, mlp
+from fixture_methods import batches, mlp, noisy_digits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,6 @@ from scipy import stats
 
 from jnl import losses
 from jnl.base import State, Table, pack_rows, shuffle_within
-from jnl.data import load
 from jnl.methods import dynamic_bootstrap
 from jnl.methods._dynamic_bootstrap import MIX_TAG
 from jnl.select import BetaMixture, beta_mixture, clean_probability
@@ -133,10 +132,8 @@ def test_what_cannot_be_mixed_is_refused():
 @pytest.mark.slow
 def test_the_mixture_finds_the_wrong_labels():
   """Digits, 40% symmetric noise."""
-  digits, rng = load('digits'), np.random.default_rng(0)
+  digits, labels = noisy_digits(np.random.default_rng(0))
   clean, x = digits.train.labels, digits.train.x
-  other = (clean + rng.integers(1, 10, clean.shape)) % 10
-  labels = np.where(rng.random(clean.shape) < 0.4, other, clean)
   order = batches({'x': x, 'labels': labels}, epochs=40, batch_size=100)
   order = jax.tree.map(lambda a: a.reshape(40, 12, *a.shape[1:]), order)
   method = dynamic_bootstrap(mlp(64, 128, 10), optax.sgd(0.05, momentum=0.9))

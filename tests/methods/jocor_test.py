@@ -1,6 +1,7 @@
 """JoCoR: a step against numpy, and that agreement finds the clean labels."""
 
 from contract import Contract, network, optimizer
+from fixture_methods import noisy_digits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 
 from jnl import losses, select
 from jnl.base import State
-from jnl.data import load
 from jnl.methods import jocor, known_settings, published
 from jnl.nets import MLP, from_linen
 from jnl.steps import linear, supervised
@@ -122,10 +122,9 @@ def test_published_settings_are_arguments():
 @pytest.mark.slow
 def test_agreement_grows_with_lambda_and_what_is_kept_is_clean():
   """Digits, 40% wrong labels; lambda 0, .5. Seen: CE 84, both 95, clean 96."""
-  digits, rng = load('digits'), np.random.default_rng(0)
+  rng = np.random.default_rng(0)
+  digits, noisy = noisy_digits(rng)
   x, clean, test = digits.train.x, digits.train.labels, digits.test
-  other = (clean + rng.integers(1, 10, clean.shape)) % 10
-  noisy = np.where(rng.random(clean.shape) < 0.4, other, clean)
   order = np.concatenate([rng.permutation(len(x)) for _ in range(40)])
   net, tx = from_linen(MLP(10, (128,)), (64,)), optax.sgd(0.1, momentum=0.9)
 

@@ -1,7 +1,7 @@
 """Peer loss as a method: its peers, its weight by epochs, what it ignores."""
 
 from contract import Contract, network, optimizer
-from fixture_methods import batches, mlp
+from fixture_methods import batches, mlp, noisy_digits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 
 from jnl import losses
 from jnl.base import State, shuffle_within
-from jnl.data import load
 from jnl.methods import peer
 from jnl.methods._peer import PEER_TAG, UNIFORM
 from jnl.ramps import piecewise_linear
@@ -100,10 +99,8 @@ def test_arguments_are_checked(kwargs, message):
 @pytest.mark.slow
 def test_wrong_labels_are_not_learned():
   """Digits, 40% symmetric noise; by cross-entropy all end near 0."""
-  digits, rng = load('digits'), np.random.default_rng(0)
+  digits, labels = noisy_digits(np.random.default_rng(0))
   clean, x = digits.train.labels, digits.train.x
-  other = (clean + rng.integers(1, 10, clean.shape)) % 10
-  labels = np.where(rng.random(clean.shape) < 0.4, other, clean)
   order = batches({'x': x, 'labels': labels}, epochs=40, batch_size=100)
   method = peer(
     mlp(64, 256, 10),

@@ -3,14 +3,13 @@
 import pathlib
 
 from contract import CLASSES, SHARDS, Contract, N, network, optimizer
-from fixture_methods import batches, mlp, train
+from fixture_methods import batches, mlp, noisy_digits, train
 import jax
 import numpy as np
 import optax
 import pytest
 
 from jnl.base import Model, Outputs, State, pack_rows, unpack_rows
-from jnl.data import load
 from jnl.methods import (
   SparseNoise,
   known_settings,
@@ -166,10 +165,8 @@ def test_u_grows_on_wrong_labels_and_the_network_is_spared():
 
   Seen: accuracy 73 and 97, AUC .98.
   """
-  digits, rng = load('digits'), np.random.default_rng(0)
+  digits, noisy = noisy_digits(np.random.default_rng(0))
   clean = digits.train.labels
-  other = (clean + rng.integers(1, 10, clean.shape)) % 10
-  noisy = np.where(rng.random(clean.shape) < 0.4, other, clean)
   arrays = {'x': digits.train.x, 'labels': noisy}
   order = batches(arrays, epochs=50, batch_size=100)
   model, tx = mlp(64, 256, 10), optax.sgd(0.1, momentum=0.9)

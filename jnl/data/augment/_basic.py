@@ -5,8 +5,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jnl.base import Array, Batch, Key, check
+from jnl.base import Array, Batch, Key, check, is_concrete
 
 Augmentation = Callable[[Key, Array], Array]
 """`(keys [b], x [b, ...]) -> x`, the same shape and dtype."""
@@ -155,7 +156,8 @@ def gaussian_noise(keys: Key, x: Array, *, scale: float | Array) -> Array:
   Args:
     keys: [b].
     x: [b, ...].
-    scale: the standard deviation, at least 0.
+    scale: the standard deviation, at least 0; or one for each value of an
+      example, such as a column of a table.
 
   Returns:
     The shape and dtype of `x`.
@@ -169,7 +171,10 @@ def gaussian_noise(keys: Key, x: Array, *, scale: float | Array) -> Array:
   [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
   """
   x = check_examples(keys, x)
-  check(scale >= 0, f'scale must be at least 0, got {scale}')
+  check(
+    not is_concrete(scale) or np.all(np.asarray(scale) >= 0),
+    f'scale must be at least 0, got {scale}',
+  )
   noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
   return x + jnp.asarray(scale, x.dtype) * noise(keys)
 
