@@ -8,6 +8,9 @@ views, beside what is usual for each kind of label, on the same labels:
   cc            likelihood of the candidates (Feng et al., 2020)
   proden        confidences that follow the predictions (Lv et al., 2020)
   pseudo_label  cross-entropy against the likeliest candidate (Lee, 2013)
+  fixmatch      of missing labels, sure guesses on the weak view (Sohn et al.,
+                2020), and
+  freematch     as sure as the network is (Wang et al., 2023)
   *_strong      the same on the strong view, since part of what ILL gains is
                 gained by augmentation alone
 
@@ -50,7 +53,15 @@ from jnl.base import (
   global_mean,
 )
 from jnl.data import Dataset, Examples, augment
-from jnl.methods import ill_mixed, ill_noisy, ill_partial, ill_semi, proden
+from jnl.methods import (
+  fixmatch,
+  freematch,
+  ill_mixed,
+  ill_noisy,
+  ill_partial,
+  ill_semi,
+  proden,
+)
 from jnl.steps import from_loss, model_keys, training_pass
 from jnl.teacher import averaged
 from jnl.train import (
@@ -74,7 +85,7 @@ Arrays = dict[str, np.ndarray]
 METHODS = {
   'noisy': ('ill', 'ce', 'ce_strong'),
   'partial': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
-  'semi': ('ill', 'ce', 'ce_strong', 'pseudo_label'),
+  'semi': ('ill', 'ce', 'ce_strong', 'pseudo_label', 'fixmatch', 'freematch'),
   'mixed': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
   'partial_noisy': ('ill', 'ce', 'cc', 'cc_strong', 'proden', 'pseudo_label'),
 }
@@ -285,6 +296,10 @@ def build(name: str, config: Config, dataset: Dataset) -> Method:
   elif name == 'proden':
     shards = data_shards(n, config.batch_size)
     method = proden(model, tx, num_examples=n, num_classes=c, shards=shards)
+  elif name == 'fixmatch':
+    method = fixmatch(model, tx)
+  elif name == 'freematch':
+    method = freematch(model, tx, num_classes=c)
   else:
     view = 'x_strong' if name.endswith('_strong') else 'x'
     method = from_candidates(

@@ -310,15 +310,7 @@ def read(config: Config) -> Dataset:
     f'dataset {config.dataset} is of texts, whose tokens are no pixels: '
     'experiments/meta_rescaling.py has the networks and rates for them',
   )
-  n = len(dataset.train.labels)
-  check(
-    0 <= config.examples <= n,
-    f'examples must lie in [0, {n}], got {config.examples}',
-  )
-  if not config.examples:
-    return dataset
-  first = np.sort(np.argsort(dataset.train.id)[: config.examples])
-  return dataset._replace(train=data.take(dataset.train, first))
+  return script.first(dataset, config.examples)
 
 
 def spoil(config: Config, dataset: Dataset, noise: str, rate: float) -> Cell:

@@ -4,6 +4,7 @@
 - `steps`: training steps of methods against those of plain cross-entropy.
 - `epochs`: `fit` against its bare steps, and streamed from the host or not.
 - `em`: steps of imprecise label learning against those of cross-entropy.
+- `few_labels`: steps of FlexMatch and its kin against those of FixMatch.
 - `meta`: steps of meta rescaling against those of cross-entropy.
 - `counts`: inference from the counts of bags against their likelihood alone.
 - `belief`: an iteration of belief propagation against a pass over its ties.
@@ -43,6 +44,7 @@ from benchmarks import (
   counts,
   em,
   epochs,
+  few_labels,
   losses,
   meta,
   neighbors,
@@ -59,6 +61,7 @@ SECTIONS = {
   'steps': steps,
   'epochs': epochs,
   'em': em,
+  'few_labels': few_labels,
   'meta': meta,
   'counts': counts,
   'belief': belief,
@@ -75,6 +78,7 @@ class Config(
   neighbors.Options,
   belief.Options,
   counts.Options,
+  few_labels.Options,
   em.Options,  # and those of meta
   epochs.Options,
   steps.Options,

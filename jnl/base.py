@@ -29,6 +29,8 @@ SHARDS = 8
 """Most shards a `Table` is cut into; see `data_shards`."""
 PAD = np.iinfo(np.int32).max
 """The index of a padded example: zero on read, dropped on write."""
+AWAY = 1 << 30
+"""From here on an index, PAD too, is of an example that no table knows."""
 LOG_ZERO = -1e30
 """log 0 in recursions and evidence: through -inf, gradients would be NaN."""
 
@@ -499,6 +501,49 @@ def gather(x: PyTree) -> PyTree:
   return jax.tree.map(gather_one, x)
 
 
+def own_rows(values: Array, b: int) -> Array:
+  """The rows of this device among those of all, the inverse of `gather`.
+
+  Args:
+    values: [n, ...] in global order, the same on all devices.
+    b: how many examples this device has; in the global view n.
+
+  Returns:
+    [b, ...].
+
+  >>> own_rows(jnp.array([1, 2]), 2).tolist()
+  [1, 2]
+  """
+  if not axis_is_bound():
+    return values
+  return lax.dynamic_slice_in_dim(values, lax.axis_index(AXIS) * b, b)
+
+
+def global_quantile(values: Array, where: Array, level: Scalar) -> Array:
+  """Quantiles over the examples of all devices, by sorting them.
+
+  Args:
+    values: [b].
+    where: [b] bool, the examples that count.
+    level: [...], in [0, 1]; .5 is the median.
+
+  Returns:
+    [...], each on a line between the two nearest of them, the same on all
+    devices; 0 if none counts.
+
+  >>> values = jnp.array([3.0, jnp.nan, 1.0])
+  >>> float(global_quantile(values, jnp.array([True, False, True]), 0.25))
+  1.5
+  """
+  ascending = jnp.sort(gather(jnp.where(where, values, jnp.inf)))
+  n = global_sum(jnp.sum(where))
+  place = jnp.asarray(level, ascending.dtype) * jnp.maximum(n - 1, 0)
+  below = jnp.floor(place).astype(jnp.int32)
+  first = ascending[below]
+  second = ascending[jnp.minimum(below + 1, n - 1)]
+  return jnp.where(n > 0, first + (place - below) * (second - first), 0)
+
+
 # --- per-example memory ------------------------------------------------------
 
 
@@ -636,7 +681,7 @@ def _local_index(table: Table, index: Array) -> Array:
   if is_concrete(belongs):
     shards, m = table.rows.shape[:2]
     check(
-      jnp.all(belongs | (jnp.reshape(index, belongs.shape) == PAD)),
+      jnp.all(belongs | (jnp.reshape(index, belongs.shape) >= AWAY)),
       f'index is out of range, or not laid out shard by shard: the table has '
       f'{shards} shards of {m} rows',
     )
@@ -693,7 +738,8 @@ def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
   Args:
     tree: a state, or a part of it.
     batch: `index` [b], and `weight` [b] if any, and those of the streams that
-      tables are of; examples of weight 0 and padded ones need no place.
+      tables are of; examples of weight 0, and those from `AWAY` on, need no
+      place.
 
   Returns:
     `{'unplaced': []}`, a metric, 0 if all is well, of the worst of the streams;
@@ -716,7 +762,7 @@ def unplaced(tree: PyTree, batch: Batch) -> dict[str, Array]:
   for stream, own in placed.items():
     index = jnp.asarray(batch[suffixed('index', stream)])
     weight = batch.get(suffixed('weight', stream), jnp.ones(index.shape))
-    needed = jnp.asarray(weight) * (index != PAD)
+    needed = jnp.asarray(weight) * (index < AWAY)
     shares.append(global_mean(1.0 - own, needed))
   return {'unplaced': functools.reduce(jnp.maximum, shares)}
 
@@ -729,7 +775,7 @@ def read_rows(table: Table, index: Array) -> Array:
     index: [b] int, global, laid out shard by shard.
 
   Returns:
-    [b, ...]; zeros for `PAD`, and inside jit for indices out of place.
+    [b, ...]; zeros from `AWAY` on, and inside jit for indices out of place.
 
   Raises:
     ValueError: if b is not a multiple of the shards, or outside jit if an index
@@ -757,7 +803,7 @@ def write_rows(
       not there: `weight > 0` keeps it from leaving a trace in the memory.
 
   Returns:
-    The new table; rows of `PAD` are dropped.
+    The new table; rows from `AWAY` on are dropped.
 
   Raises:
     ValueError: as `read_rows`, or if `rows` or `where` does not fit.

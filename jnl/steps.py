@@ -9,6 +9,8 @@ is written for the global view of a batch, as `jnl.base` says.
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import math
 import operator
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jnl.base import (
+  AWAY,
   AXIS,
   Array,
   Aux,
@@ -371,6 +374,93 @@ def of_stream(batch: Batch, name: str) -> Batch:
   return found
 
 
+def join_labeled(batch: Batch, stream: str = 'l') -> Batch:
+  """One batch of unlabeled examples and of a stream of labeled ones.
+
+  Where few rows have labels they come as a stream of their own, some of them in
+  every step: FixMatch has 64 beside 448. Joined, they are what methods of few
+  labels take: one batch, and a mask. Both are interleaved in as many groups as
+  there can be, so that every device joins what it has, and rows of tables stay
+  with their shards. A labeled example has an index of its own, for its keys,
+  and a place in no table.
+
+  Args:
+    batch: `x` and other arrays [m, ...] of the unlabeled examples, and of the
+      stream `x_l` and `labels_l` [k, ...], as `fit(streams={'l': Stream(...)})`
+      makes them. A view that the stream lacks is its `x`.
+    stream: its name.
+
+  Returns:
+    A batch of [m + k, ...]: `x` and its views, `labels`, `labeled` bool,
+    `weight` and `index`; what else unlabeled examples have is 0 where labeled.
+    Without the stream, `batch`.
+
+  Raises:
+    ValueError: if an array does not fit the other one's.
+
+  >>> batch = {'x': jnp.zeros(4), 'index': jnp.arange(4), 'x_l': jnp.ones(2),
+  ...   'labels_l': jnp.array([7, 8])}
+  >>> both = join_labeled(batch)
+  >>> both['x'].tolist(), both['labels'].tolist()
+  ([0.0, 0.0, 1.0, 0.0, 0.0, 1.0], [-1, -1, 7, -1, -1, 8])
+
+  Reference: Sohn, Berthelot, Li, Zhang, Carlini, Cubuk, Kurakin, Zhang, Raffel,
+  "FixMatch: Simplifying Semi-Supervised Learning with Consistency and
+  Confidence", NeurIPS 2020, arXiv 2001.07685, for the two streams.
+  """
+  if f'x_{stream}' not in batch:
+    return batch
+  own = of_stream(batch, stream)
+  check_batch(own, 'labels')
+  rest = {k: a for k, a in batch.items() if not k.endswith(f'_{stream}')}
+  m, k = (jax.tree.leaves(side['x'])[0].shape[0] for side in (rest, own))
+  labels = jnp.asarray(own['labels'])
+  soft = jnp.issubdtype(labels.dtype, jnp.floating)
+  none = 1 / labels.shape[-1] if soft else -1
+  labels = labels if soft else labels.astype(jnp.int32)
+  rest = {
+    'weight': jnp.ones(m),
+    'index': _positions(m),
+    **rest,
+    'labels': jnp.full_like(labels, none, shape=(m, *labels.shape[1:])),
+    'labeled': jnp.zeros(m, bool),
+  }
+  own = {
+    **own,
+    'labels': labels,
+    'index': AWAY + own['index'] % AWAY,
+    'labeled': jnp.ones(k, bool),
+  }
+  groups = math.gcd(m, k)
+
+  def join(name: str, a: Array, b: Array) -> Array:
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    check(
+      a.shape[1:] == b.shape[1:],
+      f'{name} must be like {name}_{stream} but for the number of rows, got '
+      f'shapes {a.shape} and {b.shape}',
+    )
+    split = [v.reshape(groups, -1, *v.shape[1:]) for v in (a, b)]
+    both = jnp.concatenate(split, axis=1)
+    return both.reshape(m + k, *a.shape[1:])
+
+  def of_labeled(name: str, a: PyTree) -> PyTree:
+    if name in own:
+      return own[name]
+    if name.startswith('x'):
+      return own['x']
+    return jax.tree.map(
+      lambda a: jnp.zeros_like(a[:1], shape=(k, *a.shape[1:])), a
+    )
+
+  return {
+    name: jax.tree.map(
+      functools.partial(join, name), values, of_labeled(name, values)
+    )
+    for name, values in rest.items()
+  }
+
+
 def _positions(b: int) -> Array:
   first = lax.axis_index(AXIS) * b if axis_is_bound() else 0
   return first + jnp.arange(b)
@@ -494,10 +584,11 @@ def apply_views(
     stats: its batch statistics.
     views: at least one tree of arrays [b, ...], all of one structure and shape.
     keys: [b], as from `model_keys`.
-    weight: [b], as for `training_pass`.
+    weight: [b], as for `training_pass`; [b, views] where an example does not
+      have all of them.
 
   Returns:
-    The outputs without `aux`, and the new statistics.
+    The outputs, and the new statistics.
 
   Raises:
     ValueError: if the views differ in shape, or as `training_pass`.
@@ -514,13 +605,16 @@ def apply_views(
 
   x = jax.tree.map(lambda *a: flatten(jnp.stack(a, axis=1)), *views)
   keys = flatten(jax.vmap(lambda k: jax.random.split(k, count))(keys))
-  weight = jnp.repeat(jnp.asarray(weight), count)
+  weight = jnp.asarray(weight)
+  if weight.ndim == 1:
+    weight = jnp.repeat(weight[:, None], count, axis=1)
+  weight = flatten(weight)
   outputs, stats = training_pass(model, params, stats, x, keys, weight)
 
   def of_views(values: Array) -> Array:
     return values.reshape(b, count, *values.shape[1:])
 
-  return Outputs(of_views(outputs.logits), of_views(outputs.features)), stats
+  return jax.tree.map(of_views, outputs), stats
 
 
 def apply_to_bags(

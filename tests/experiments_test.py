@@ -451,7 +451,7 @@ def traced(monkeypatch):
     ),
     ('imprecise_labels', '', 3),
     ('imprecise_labels', '--setting partial', 6),
-    ('imprecise_labels', '--setting semi --ema .9', 4),
+    ('imprecise_labels', '--setting semi --ema .9', 6),
     ('imprecise_labels', '--setting mixed', 6),
     ('imprecise_labels', '--setting partial_noisy --views crop', 6),
     ('meta_rescaling', '', 7),

@@ -25,6 +25,7 @@ import golden_meta
 import golden_noise
 import golden_proportions
 import golden_pseudo
+import golden_rules
 import golden_select
 import golden_transition
 import jax
@@ -49,6 +50,7 @@ CHECKS = {
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
   **golden_pseudo.CHECKS,
+  **golden_rules.CHECKS,
   **golden_select.CHECKS,
   **golden_transition.CHECKS,
 }
@@ -76,6 +78,7 @@ SLOW = {
   'mwn__step__public_mlp',
   'mwn__step__public_mlp_3steps',
   'robust__truncated_gce__public_b',
+  'shrinkmatch__shrink_loss__allcertain',
   'sop__step__public_clipped_twice',
   'sop__step__public_init_1e8',
   'sop__step__public_plain',

@@ -76,6 +76,12 @@ def test_all_that_is_compared_with_cross_entropy(monkeypatch):
     assert list(module.measure(module.Options(nets=('mlp',)))) == [
       f'{name} mlp' for name in expected.split(',')
     ]
+  module = script.SECTIONS['few_labels']
+  monkeypatch.setattr(module, 'stepping', stepping)
+  monkeypatch.setattr(module, 'in_turns', in_turns)
+  own = module.Options(policies=module.POLICIES, examples=1000)
+  expected = ['fixmatch', *module.POLICIES, 'flexmatch, the rule, 10^6']
+  assert list(module.measure(own)) == expected
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 from jnl import logspace
 from jnl.base import Array, Scalar, check, global_mean, is_concrete
 from jnl.em._inputs import check_like, read_evidence, stopped_probs, weigh
-from jnl.inputs import check_range, read_logits
+from jnl.inputs import as_array, check_range, read_logits
+from jnl.logspace import safe_log
 
 
 def posterior_cross_entropy(
@@ -137,21 +138,29 @@ def mean_prediction(
   return mean, lax.stop_gradient(jnp.sum(mean)) != 0  # a NaN is some
 
 
-def align(logits: ArrayLike, prior: ArrayLike) -> Array:
+def align(
+  logits: ArrayLike,
+  prior: ArrayLike,
+  *,
+  target: ArrayLike | None = None,
+  offset: Scalar = 0.0,
+) -> Array:
   r"""Distribution alignment: predictions over their running mean, normalized.
 
-  .. math:: r_k = \frac{p_k / \hat p_k}{\sum_j p_j / \hat p_j}
+  .. math:: r_k \propto p_k \frac{t_k + \epsilon}{\hat p_k + \epsilon}
 
   Args:
     logits: [..., c]; log-probabilities are logits too.
     prior: p-hat, [c], a running mean of predictions, >= 0.
+    target: t, [c] >= 0, the mean that predictions are to have; None is uniform.
+    offset: epsilon >= 0, which keeps what is aligned bounded.
 
   Returns:
     [..., c] on the simplex, at least float32. A prior of 0 counts as the
     smallest normal number.
 
   Raises:
-    TypeError, ValueError: if an array is malformed.
+    TypeError, ValueError: if an array is malformed, or `offset` negative.
 
   >>> p = jnp.array([.75, .25])
   >>> align(jnp.log(p), p).tolist()
@@ -159,17 +168,28 @@ def align(logits: ArrayLike, prior: ArrayLike) -> Array:
 
   Reference: Berthelot, Carlini, Cubuk, Kurakin, Sohn, Zhang, Raffel,
   "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and
-  Augmentation Anchoring", ICLR 2020, arXiv 1911.09785, with a uniform target.
+  Augmentation Anchoring", ICLR 2020, arXiv 1911.09785.
   """
-  logits, prior = read_logits(logits), jnp.asarray(prior)
-  c = logits.shape[-1]
-  check(prior.shape == (c,), f'prior must be [{c}], got shape {prior.shape}')
-  if is_concrete(prior):
-    check(~jnp.any(prior < 0), 'prior must not be negative')
-  prior = prior.astype(logits.dtype)
+  logits = read_logits(logits)
+  check_range('offset', offset, 0)
+  prior = _read_mean('prior', prior, logits)
   least = jnp.finfo(logits.dtype).tiny
   shift = jnp.max(logits, axis=-1, keepdims=True)  # so that small priors count
-  return logspace.probs((logits - shift) - jnp.log(jnp.maximum(prior, least)))
+  below = jnp.log(jnp.maximum(prior + offset, least))
+  logits = (logits - shift) - below
+  if target is not None:
+    target = _read_mean('target', target, logits)
+    logits = logits + safe_log(target + offset)
+  return logspace.probs(logits)
+
+
+def _read_mean(name: str, mean: ArrayLike, logits: Array) -> Array:
+  """A mean prediction [c], in the dtype of the logits."""
+  mean, c = as_array(name, mean), logits.shape[-1]
+  check(mean.shape == (c,), f'{name} must be [{c}], got shape {mean.shape}')
+  if is_concrete(mean):
+    check(~jnp.any(mean < 0), f'{name} must not be negative')
+  return mean.astype(logits.dtype)
 
 
 def keep_top(probs: ArrayLike, *, k: int = 3) -> Array:

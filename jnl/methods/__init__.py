@@ -38,6 +38,17 @@ Sets of candidates
   ill_partial         EM on sets
 Few labels
   ill_semi            EM on labeled and unlabeled examples
+  pseudo_label        sure guesses
+  uda                 of a weak view, sharpened, on a strong one
+  fixmatch            of a weak view, on a strong one
+  flexmatch           surer where a class has been learned
+  freematch           as sure as the network is, class by class
+  softmatch           all guesses, the unsure ones less
+  adamatch            as sure as labeled examples, and aligned with them
+  dash                guesses of a small loss, smaller and smaller
+  shrinkmatch         unsure guesses too, among fewer classes
+  weak_strong         the step of all these, with any rule of `jnl.pseudo`
+  mix_match           sharpened guesses, mixed with labels and each other
 Labels of every kind
   ill_mixed           noisy, partial and missing ones in one batch
 Bags: proportions, counts, any evidence
@@ -106,6 +117,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._llp_bp import pseudo_labels as pseudo_labels
   from jnl.methods._llp_bp import refine as refine
   from jnl.methods._llp_bp import similarity_graph as similarity_graph
+  from jnl.methods._mix_match import mix_match as mix_match
   from jnl.methods._mlc import Corrected as Corrected
   from jnl.methods._mlc import mlc as mlc
   from jnl.methods._mslc import Purified as Purified
@@ -122,6 +134,16 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
   from jnl.methods._published import published as published
+  from jnl.methods._semi_supervised import adamatch as adamatch
+  from jnl.methods._semi_supervised import dash as dash
+  from jnl.methods._semi_supervised import fixmatch as fixmatch
+  from jnl.methods._semi_supervised import flexmatch as flexmatch
+  from jnl.methods._semi_supervised import freematch as freematch
+  from jnl.methods._semi_supervised import pseudo_label as pseudo_label
+  from jnl.methods._semi_supervised import softmatch as softmatch
+  from jnl.methods._semi_supervised import uda as uda
+  from jnl.methods._shrinkmatch import auxiliary_head as auxiliary_head
+  from jnl.methods._shrinkmatch import shrinkmatch as shrinkmatch
   from jnl.methods._sop import SparseNoise as SparseNoise
   from jnl.methods._sop import learned_noise as learned_noise
   from jnl.methods._sop import sop as sop
@@ -131,6 +153,8 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._t_revision import t_revision as t_revision
   from jnl.methods._vol_min import vol_min as vol_min
   from jnl.methods._weak_em import weak_em as weak_em
+  from jnl.methods._weak_strong import Guessing as Guessing
+  from jnl.methods._weak_strong import weak_strong as weak_strong
 
 _NAMES = {
   '_co_teaching': ('co_teaching', 'co_teaching_plus', 'decoupling'),
@@ -164,6 +188,7 @@ _NAMES = {
     'refine',
     'similarity_graph',
   ),
+  '_mix_match': ('mix_match',),
   '_mlc': ('Corrected', 'mlc'),
   '_mslc': ('Purified', 'mslc'),
   '_mwn': ('Weighed', 'mwn', 'weigher_optimizer'),
@@ -171,11 +196,23 @@ _NAMES = {
   '_peer': ('peer',),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),
+  '_semi_supervised': (
+    'adamatch',
+    'dash',
+    'fixmatch',
+    'flexmatch',
+    'freematch',
+    'pseudo_label',
+    'softmatch',
+    'uda',
+  ),
+  '_shrinkmatch': ('auxiliary_head', 'shrinkmatch'),
   '_sop': ('SparseNoise', 'learned_noise', 'sop', 'sop_plus'),
   '_storm': ('Rescaled', 'storm'),
   '_t_revision': ('t_revision',),
   '_vol_min': ('vol_min',),
   '_weak_em': ('weak_em',),
+  '_weak_strong': ('Guessing', 'weak_strong'),
   '': ('supervised', 'supervised_bags'),
 }
 """Which file has what: a file is loaded when one of its names is first used."""

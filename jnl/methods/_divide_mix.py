@@ -28,11 +28,16 @@ from jnl.base import (
   global_mean,
   pack_rows,
   read_rows,
-  shuffle_within,
   unpack_rows,
 )
 from jnl.inputs import check_range
 from jnl.methods._elr_plus import read_labels
+from jnl.methods._mixing import (
+  RATIO_TAG,
+  mixed_losses,
+  mixed_views,
+  probs_of_views,
+)
 from jnl.methods._published import Case, Settings
 from jnl.pseudo import co_guess, co_refine
 from jnl.ramps import linear_rampup
@@ -42,14 +47,11 @@ from jnl.steps import (
   each,
   each_optimizer,
   from_loss,
-  mix,
   mixup_ratio,
   model_keys,
   pair,
 )
 
-MIX_TAG, RATIO_TAG = 2, 3
-"""Tags of the keys that draw partners, and how much of them."""
 ROUNDS = 10
 """Of EM, for a mixture."""
 
@@ -284,7 +286,7 @@ def _loss(
   key_ratio = jax.random.fold_in(key, RATIO_TAG)
   drawn = mixup_ratio(key_ratio, numbers.alpha, major=True)
   ratio = jnp.where(started, drawn, 1)
-  mixed, targets = jax.vmap(_mixed, (0, None, None, None, 0, None))(
+  mixed, targets = jax.vmap(mixed_views, (0, None, None, None, 0, None))(
     keys, ratio, index, views, targets, there
   )
 
@@ -317,8 +319,7 @@ def _guesses(
   """What both networks predict of each view, [views, 2, b, c]."""
 
   def one(params: Params, stats: Stats) -> list[Array]:
-    passes = [model.apply(params, stats, x, None, False) for x in views]
-    return [jax.nn.softmax(outputs.logits) for outputs, _ in passes]
+    return probs_of_views(model, params, stats, views)
 
   return jnp.stack(each(one, 2, params, stats))
 
@@ -341,24 +342,6 @@ def _targets(
   return jnp.where(labeled[..., None], refined, guessed)
 
 
-def _mixed(
-  key: Key,
-  ratio: Array,
-  index: Array,
-  views: list[Inputs],
-  targets: Array,
-  there: Array,
-) -> tuple[list[Inputs], Array]:
-  """Each view mixed with partners, and the targets [b, views, c]."""
-  keys = jax.random.split(jax.random.fold_in(key, MIX_TAG), len(views))
-  mixed = []
-  for own, x in zip(keys, views, strict=True):
-    rows = (x, targets)
-    partners = shuffle_within(own, index, rows, where=there)
-    mixed.append(mix(ratio, rows, partners))
-  return [x for x, _ in mixed], jnp.stack([t for _, t in mixed], axis=1)
-
-
 def _terms(
   logits: Array, targets: Array, labeled: Array, weight: Array
 ) -> _Terms:
@@ -370,11 +353,9 @@ def _terms(
     labeled: [b] bool.
     weight: [b].
   """
-  error = jnp.square(jax.nn.softmax(logits.astype(targets.dtype)) - targets)
   rows = jnp.broadcast_to(weight[:, None], logits.shape[:-1])
   return _Terms(
-    global_mean(losses.ce(logits, targets), weight * labeled),
-    global_mean(error, weight * ~labeled),
+    *mixed_losses(logits, targets, weight * labeled, weight * ~labeled),
     losses.prior_mean_kl(logits, rows),
   )
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 Case = tuple[str, str, float | None]
-"""Data set; noise, as its function in `jnl.noise`; and rate, None for all."""
+"""Data set; noise, as its function in `jnl.noise`, or 'missing' where labels
+are; and rate, None for all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
     net: the network, as `nets.build` names it.
     epochs: passes over the training set.
     batch_size: examples in a step.
+    labeled: those beside them, from a stream of labeled ones; 0 without it.
     learning_rate: at first.
     momentum: of SGD.
     weight_decay: L2, added to the gradient.
@@ -36,6 +38,8 @@ class Settings:
     drops: epochs after which the rate is multiplied by `drop`.
     drop: by what.
     cosine_to: the last rate of a cosine over all steps, None for none.
+    cosine_turn: the rate falls as cos(pi t), t from 0 to this in all steps: in
+      FixMatch 7/16; None for never.
     falls_from: the epoch from which the rate falls on a line, to 0 after the
       last one; None for never.
     adam: Adam in the place of SGD; `momentum` is its first decay.
@@ -58,10 +62,12 @@ class Settings:
   drops: tuple[int, ...] = ()
   drop: float = 0.1
   cosine_to: float | None = None
+  cosine_turn: float | None = None
   falls_from: int | None = None
   adam: bool = False
   nesterov: bool = False
   views: str = ''
+  labeled: int = 0
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def optimizer(self, steps: int) -> optax.GradientTransformation:
@@ -94,6 +100,9 @@ class Settings:
         self.epochs * steps,
         alpha=self.cosine_to / self.learning_rate,
       )
+    if self.cosine_turn is not None:
+      turn = optax.linear_schedule(0, self.cosine_turn, self.epochs * steps)
+      rate = lambda step: self.learning_rate * jnp.cos(jnp.pi * turn(step))
     if self.falls_from is not None:
       rate = optax.linear_schedule(
         self.learning_rate,
@@ -125,7 +134,8 @@ def published(
   Args:
     method: a name of `jnl.methods`, or of a loss that `supervised` trains with.
     dataset: such as 'cifar10'.
-    noise: such as 'symmetric', a function of `jnl.noise`.
+    noise: such as 'symmetric', a function of `jnl.noise`; 'missing' for few
+      labels.
     rate: its rate.
 
   Returns:
@@ -180,6 +190,64 @@ def known_settings(method: str) -> dict[Case, Settings]:
     for cases in of_file
     for case, settings in cases.items()
     if settings.method == method
+  }
+
+
+# --- few labels ---------------------------------------------------------------
+
+_STEPS = 2**20
+"""That all of these papers train for."""
+
+
+def few_labels(
+  method: str,
+  ten: Mapping[str, Any],
+  hundred: Mapping[str, Any] | None = None,
+  *,
+  unlabeled: int = 448,
+  source: str = 'official configs of USB, arXiv 2208.07204, config/classic_cv '
+  '(CIFAR-100: many papers have WRN-28-8)',
+  net: str = 'wide_resnet28_2',
+) -> dict[Case, Settings]:
+  """Settings in which such methods are compared, for any number of labels.
+
+  Weights are averaged, .999 of the old ones in a step, to be evaluated.
+
+  Args:
+    method: a name of `jnl.methods`.
+    ten: its arguments on CIFAR-10.
+    hundred: those on CIFAR-100; None for the same.
+    unlabeled: in a step, beside 64 labeled ones. The unlabeled set is the whole
+      training set.
+    source: who says so.
+    net: on CIFAR-100.
+
+  Returns:
+    By data set, noise and rate.
+
+  >>> sorted(few_labels('fixmatch', {}))
+  [('cifar10', 'missing', None), ('cifar100', 'missing', None)]
+  """
+  of_set = {
+    'cifar10': ('wide_resnet28_2', 5e-4, ten),
+    'cifar100': (net, 1e-3, ten if hundred is None else hundred),
+  }
+  return {
+    (dataset, 'missing', None): Settings(
+      source=source,
+      method=method,
+      net=net,
+      epochs=round(_STEPS / (50_000 // unlabeled)),
+      batch_size=unlabeled,
+      labeled=64,
+      learning_rate=0.03,
+      nesterov=True,
+      weight_decay=decay,
+      cosine_turn=7 / 16,
+      views='crop_flip',
+      arguments=arguments,
+    )
+    for dataset, (net, decay, arguments) in of_set.items()
   }
 
 

@@ -17,8 +17,8 @@ def build(
 
   Args:
     name: mlp, strided_cnn, cnn8, preact_resnet18, preact_resnet34, resnet34,
-      wide_resnet28_2, wide_resnet28_10 or wide_resnet34_10; for texts ngram or
-      text_transformer.
+      wide_resnet28_2, wide_resnet28_8, wide_resnet28_10 or wide_resnet34_10;
+      for texts ngram or text_transformer.
     num_classes: c.
     dtype: of the computation (parameters are float32), for example bfloat16.
 
@@ -39,6 +39,7 @@ def build(
     'preact_resnet34': PreActResNet(num_classes, (3, 4, 6, 3), dtype=dtype),
     'resnet34': ResNet(num_classes, (3, 4, 6, 3), dtype=dtype),
     'wide_resnet28_2': WideResNet(num_classes, 28, 2, dtype=dtype),
+    'wide_resnet28_8': WideResNet(num_classes, 28, 8, dtype=dtype),
     'wide_resnet28_10': WideResNet(num_classes, 28, 10, dtype=dtype),
     'wide_resnet34_10': WideResNet(num_classes, 34, 10, dtype=dtype),
     'ngram': NgramClassifier(num_classes, dtype=dtype),

@@ -19,7 +19,7 @@ from jnl.base import (
   Scalar,
   axis_is_bound,
   check,
-  gather,
+  global_quantile,
   global_sum,
   is_concrete,
   whole,
@@ -448,22 +448,6 @@ def _extremes(values: Array, rows: Array) -> tuple[Array, Array]:
   return ends[0], -ends[1]
 
 
-def _quantiles(
-  values: Array, rows: Array, levels: tuple[float, float]
-) -> tuple[Array, Array]:
-  """Of the rows that count, between two of them on a line; 0 without any."""
-  values = jnp.sort(gather(jnp.where(rows > 0, values, jnp.inf)))
-  n = global_sum(jnp.sum(rows > 0))
-
-  def one(level: float) -> Array:
-    place = level * jnp.maximum(n - 1, 0).astype(values.dtype)
-    below = jnp.floor(place).astype(jnp.int32)
-    first, second = values[below], values[jnp.minimum(below + 1, n - 1)]
-    return jnp.where(n > 0, first + (place - below) * (second - first), 0)
-
-  return one(levels[0]), one(levels[1])
-
-
 # --- EM ----------------------------------------------------------------------
 
 
@@ -713,7 +697,8 @@ def _fit_beta(
   classes: int,
 ) -> BetaMixture:
   rows = jnp.where(jnp.isfinite(values), rows, 0)
-  low, high = _quantiles(values, rows, (TRIM, 1 - TRIM))
+  ends = jnp.array([TRIM, 1 - TRIM])
+  low, high = global_quantile(values, rows > 0, ends)
   rows = jnp.where((values >= low) & (values <= high), rows, 0)
   values = jnp.where(rows > 0, _scaled(values, low, high), 0)
   values = jnp.clip(values, EDGE, 1 - EDGE)

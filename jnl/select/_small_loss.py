@@ -1,12 +1,11 @@
 """Small losses, and what two networks say of each other's examples."""
 
-from jax import lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
 from jnl import losses as losses_
-from jnl.base import AXIS, Array, Scalar, axis_is_bound, check, gather
+from jnl.base import Array, Scalar, check, gather, own_rows
 from jnl.inputs import check_range, check_scalar, read_floats, read_logits
 from jnl.logspace import log_probs, top_class
 
@@ -58,10 +57,7 @@ def small_loss(
   b = len(order)
   rank = jnp.zeros(b, jnp.int32).at[order].set(jnp.arange(b, dtype=jnp.int32))
   chosen = (rank + 1 <= k) & ~out
-  if not axis_is_bound():
-    return chosen
-  own = len(losses)
-  return lax.dynamic_slice_in_dim(chosen, lax.axis_index(AXIS) * own, own)
+  return own_rows(chosen, len(losses))
 
 
 def co_teaching(

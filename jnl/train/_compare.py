@@ -78,7 +78,8 @@ class Comparison(NamedTuple):
       `metric`, the name of the score.
     score: the column of the histories that is compared.
     chosen_by: the column that chooses an epoch for `best_val`; it must not know
-      clean labels.
+      clean labels. None where nothing can: that is the last one then, and
+      tables do not have it.
     better: whether a higher or a lower value of it is.
     heads: of the table, over the score at the last and at the chosen epoch.
     of_runs: further columns [runs] of the rows, the same for all methods, which
@@ -92,7 +93,7 @@ class Comparison(NamedTuple):
   out: report.PathLike
   about: Mapping[str, Any]
   score: str = 'test_accuracy'
-  chosen_by: str = 'validation_accuracy'
+  chosen_by: str | None = 'validation_accuracy'
   better: Better = 'higher'
   heads: tuple[str, str] = ('last epoch', 'best by validation')
   of_runs: Columns = types.MappingProxyType({})
@@ -101,13 +102,16 @@ class Comparison(NamedTuple):
 
   def values(self, trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     """The score [runs] after the last epoch, and after the chosen one."""
-    for column in (self.score, self.chosen_by):
+    chosen_by = self.chosen_by or self.score
+    for column in (self.score, chosen_by):
       check(
         column in trained.fit.history,
         f'the history has no {column!r}, only {sorted(trained.fit.history)}',
       )
-    best = trained.best(self.score, self.chosen_by, self.better)
-    return trained.last(self.score), best
+    last = trained.last(self.score)
+    if self.chosen_by is None:
+      return last, last
+    return last, trained.best(self.score, chosen_by, self.better)
 
 
 SAME = ('experiment', 'dataset', 'setting', 'published', 'method', 'seed')
@@ -166,10 +170,13 @@ def record(comparison: Comparison, name: str, trained: Trained) -> Trained:
   report.put_curves(out, curves)
   report.put_rows(out, rows, SAME)
   where = '' if group == 'runs' else f'{group}, '
+  values = (last,) if comparison.chosen_by is None else (last, best)
+  said = [
+    f'{report.mean_sd(v)} {head}'
+    for v, head in zip(values, heads, strict=False)
+  ]
   print(
-    f'{where}{name}: {report.mean_sd(last)} {heads[0]}, '
-    f'{report.mean_sd(best)} {heads[1]}, {trained.seconds:.1f} s',
-    flush=True,
+    f'{where}{name}: {", ".join(said)}, {trained.seconds:.1f} s', flush=True
   )
   return trained
 
@@ -187,14 +194,15 @@ def compare(comparison: Comparison, trained: Mapping[str, Trained]) -> None:
   check(len(trained) > 0, 'trained must hold at least one method')
   columns = list(dict.fromkeys(k for t in trained.values() for k in t.columns))
   shown = {name: (name, _mean) for name in columns} | dict(comparison.show)
+  ways = 1 if comparison.chosen_by is None else 2
   lines = []
   for name, one in trained.items():
     own = [
       shown[k][1](one.columns[k]) if k in one.columns else '' for k in columns
     ]
-    headline = [report.mean_sd(v) for v in comparison.values(one)]
+    headline = [report.mean_sd(v) for v in comparison.values(one)[:ways]]
     lines.append([name, *headline, *own, f'{one.seconds:.1f}'])
-  heads = (*comparison.heads, *(shown[k][0] for k in columns))
+  heads = (*comparison.heads[:ways], *(shown[k][0] for k in columns))
   print('\n' + report.table(['method', *heads, 'seconds'], lines))
 
 

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from jnl.base import (
+  AWAY,
   AXIS,
-  PAD,
   Batch,
   Key,
   Metrics,
@@ -159,7 +159,8 @@ def check_layout(state: PyTree, batch: Batch) -> None:
   Args:
     state: with any number of `Table`s.
     batch: `index` [b], and `weight` [b] if any, and those of the streams that
-      tables are of: examples of weight 0 and padded ones need no place.
+      tables are of: examples of weight 0, and those from `AWAY` on, need no
+      place.
 
   Raises:
     ValueError: naming the first index, and the layout of the table.
@@ -170,7 +171,7 @@ def check_layout(state: PyTree, batch: Batch) -> None:
       continue
     index = np.asarray(batch[name])
     weight = batch.get(suffixed('weight', table.stream), np.ones(index.shape))
-    needed = (np.asarray(weight) > 0) & (index != PAD)
+    needed = (np.asarray(weight) > 0) & (index < AWAY)
     shards, m = table.rows.shape[:2]
     check(
       index.ndim == 1 and index.size % shards == 0,

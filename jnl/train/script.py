@@ -19,7 +19,7 @@ import optax
 
 from jnl import nets, noise
 from jnl.base import Model, check, check_name
-from jnl.data import Dataset, Examples, PerRun, augment, load
+from jnl.data import Dataset, Examples, PerRun, augment, load, take
 from jnl.meta import first_adam
 from jnl.train import report
 from jnl.train._cli import option
@@ -217,6 +217,27 @@ def read(config: Common) -> Dataset:
     The data set.
   """
   return load(config.dataset, data_dir=config.data_dir or None)
+
+
+def first(dataset: Dataset, examples: int) -> Dataset:
+  """The same data set with the first rows of its training set, as published.
+
+  Args:
+    dataset: any.
+    examples: how many rows; 0 is all.
+
+  Returns:
+    The data set.
+
+  Raises:
+    ValueError: if `examples` is out of range.
+  """
+  n = len(dataset.train.labels)
+  check(0 <= examples <= n, f'examples must lie in [0, {n}], got {examples}')
+  if not examples:
+    return dataset
+  rows = np.sort(np.argsort(dataset.train.id)[:examples])
+  return dataset._replace(train=take(dataset.train, rows))
 
 
 def binary(dataset: Dataset, positive: Collection[int]) -> Dataset:

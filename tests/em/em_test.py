@@ -397,6 +397,13 @@ def test_bad_hyperparameters_are_named():
     em.class_balance(LOGITS, np.ones(B), clip=0.0)
   with pytest.raises(ValueError, match='k must'):
     em.keep_top(LOGITS, k=0)
+  flat = np.full(C, 1 / C)
+  with pytest.raises(ValueError, match='offset must lie in'):
+    em.align(LOGITS, flat, offset=-1.0)
+  with pytest.raises(ValueError, match='target must be'):
+    em.align(LOGITS, flat, target=flat[:3])
+  with pytest.raises(ValueError, match='target must not be negative'):
+    em.align(LOGITS, flat, target=-flat)
 
 
 # --- the learned matrix ------------------------------------------------------
@@ -531,10 +538,18 @@ def test_align():
       em.align(z, np.full(C, 1 / C)),
       em.align(z * 1e4, some),
       em.align(np.float32([0, -80]), np.float32([1, np.exp(-80)])),
+      em.align(z, prior, target=some, offset=0.1),
+      em.align(z, prior * 0, target=prior, offset=0.1),
+      em.align(z, prior, target=some),
     )
 
-  own, flat, gone, rare = aligned(LOGITS)
+  own, flat, gone, rare, moved, alone, without = aligned(LOGITS)
   np.testing.assert_allclose(own, r, rtol=1e-5)
+  r = probs(LOGITS) * (some + 0.1) / (prior + 0.1)
+  np.testing.assert_allclose(moved, r / r.sum(1, keepdims=True), rtol=1e-5)
+  r = probs(LOGITS) * (prior + 0.1)
+  np.testing.assert_allclose(alone, r / r.sum(1, keepdims=True), rtol=1e-5)
+  np.testing.assert_array_equal(without == 0, np.tile(some == 0, (B, 1)))
   np.testing.assert_allclose(flat, probs(LOGITS), rtol=1e-5)
   assert finite(gone)
   np.testing.assert_allclose(gone.sum(1), 1, rtol=1e-6)

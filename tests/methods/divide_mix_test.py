@@ -16,7 +16,8 @@ import pytest
 
 from jnl.base import Model, State, Table, pack_rows, unpack_rows
 from jnl.methods import Divided, divide_mix
-from jnl.methods._divide_mix import _mixed, _Seen
+from jnl.methods._divide_mix import _Seen
+from jnl.methods._mixing import mixed_views
 from jnl.steps import linear, select
 
 KEY = jax.random.key(0)
@@ -150,7 +151,7 @@ def test_examples_are_mixed_with_those_that_are_there():
   @jax.jit
   @jax.vmap
   def mixed(key, ratio):
-    return _mixed(key, ratio, index, [x, -x], own, there)
+    return mixed_views(key, ratio, index, [x, -x], own, there)
 
   keys = jax.random.split(KEY, runs)
   (first, second), whose = jax.device_get(mixed(keys, ratios))

@@ -19,7 +19,7 @@ from jnl.train import script
 OF_METHODS = (
   'elr', 'elr_plus', 'divide_mix', 'co_teaching', 'co_teaching_plus', 'jocor',
   'sop', 'sop_plus', 'gjs', 'dynamic_bootstrap', 'cores', 'peer', 'forward_t',
-  'dual_t', 't_revision', 'vol_min', 'ill_noisy', 'ill_partial',
+  'dual_t', 't_revision', 'vol_min', 'ill_noisy', 'ill_partial', 'mix_match',
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_settings_fit_what_they_are_for(name):
     assert settings.method == name
     assert settings.source
     assert set(settings.arguments) <= set(takes)
-    assert generator in NOISES or hasattr(noise, generator)
+    assert generator in (*NOISES, 'missing') or hasattr(noise, generator)
     assert rate is None or 0 < rate < 1
     assert settings.views in ('', *script.VIEWS)
     assert settings.epochs > max(settings.drops, default=0)
@@ -52,6 +52,12 @@ def test_what_is_quoted():
   assert sce.arguments == {'alpha': 6, 'beta': 0.1}
   assert (sce.weight_decay, sce.l1) == (1e-5, 0)
   assert (anl.weight_decay, anl.l1) == (0, 5e-7)
+  # Of few labels, however many: 2^20 steps, to the nearest epoch.
+  mixed = published('mix_match', 'cifar100', 'missing')
+  assert mixed.arguments['lam'] == 150
+  assert (mixed.batch_size, mixed.labeled, mixed.weight_decay) == (64, 64, 1e-3)
+  steps = mixed.epochs * (50_000 // mixed.batch_size)
+  np.testing.assert_allclose(steps, 2**20, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +96,16 @@ def test_the_optimizer_is_what_it_says():
     rate = 0.1 + 0.4 * (1 + np.cos(np.pi * min(i / 4, 1))) / 2
     own = own - rate * trace
     np.testing.assert_allclose(w, own, rtol=1e-5)
+
+
+def test_a_rate_may_fall_along_a_part_of_a_cosine():
+  settings = Settings(
+    '', 'fixmatch', 'mlp', 2, 1, 0.03, momentum=0.0, cosine_turn=7 / 16
+  )
+  tx, w = settings.optimizer(steps=2), np.ones(2, np.float32)
+  state, step = jax.jit(tx.init)(w), jax.jit(tx.update)
+  for i in (0, 1, 2, 3, 4, 4):  # and stays where it ends
+    update, state = step(w, state, w)
+    np.testing.assert_allclose(
+      update, -0.03 * np.cos(7 / 16 * np.pi * i / 4), rtol=1e-5
+    )

@@ -6,7 +6,16 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from jnl.pseudo import co_guess, co_refine, one_hot, sharpen
+from jnl.pseudo import (
+  annealing_threshold,
+  class_fairness,
+  co_guess,
+  co_refine,
+  hard,
+  one_hot,
+  sharpen,
+  soft,
+)
 
 RNG = np.random.default_rng(0)
 B, C, V = 16, 4, 3
@@ -52,6 +61,91 @@ def test_targets_are_as_defined():
   np.testing.assert_array_equal(found[0][1], 1 / C)
   np.testing.assert_array_equal(found[1], np.eye(C)[LABELS])
   assert np.all(np.isfinite(slope))
+
+
+def test_hard_takes_the_first_of_equals_and_soft_looks_at_no_step():
+  p = np.float32([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4], [0, 0, 0], [1, 0, 0]])
+  rows = jax.jit(
+    lambda p: [hard(p), hard(p, 7), soft(0.5)(p, 7), soft()(p), sharpen(p)]
+  )
+  *same, squared, whole, sharp = rows(p)
+  for guess in same:
+    np.testing.assert_array_equal(guess.argmax(1), [1, 0, 0, 0])
+    np.testing.assert_array_equal(guess.sum(1), 1)
+  np.testing.assert_array_equal(squared, sharp)
+  np.testing.assert_allclose(whole, [*p[:2], [1 / 3] * 3, p[3]], rtol=1e-6)
+  half = jax.eval_shape(rows, jnp.ones((2, 3), jnp.bfloat16))
+  assert {a.dtype for a in half} == {np.dtype(np.float32)}
+
+
+def fairness(z, weights, tilde, h):
+  """In float64, of the rows that count alone."""
+  z, w = (a[weights > 0].astype(float) for a in (z, weights))
+  p = np.exp(z - z.max(1, keepdims=True))
+  p /= p.sum(1, keepdims=True)
+  share = lambda v: np.average(v, axis=0, weights=w)
+  own = share(np.eye(C)[p.argmax(1)])
+
+  def shares(v, counts):
+    ratios = np.where(counts > 0, v / np.where(counts > 0, counts, 1), 0)
+    return ratios / ratios.sum()
+
+  return shares(tilde, h) @ np.log(shares(share(p), own) + 1e-12)
+
+
+def test_fairness_is_of_all_rows_that_count_on_all_devices():
+  z = RNG.normal(size=(B, C)).astype(np.float32) * 3
+  z[:, 0] -= 9  # nobody's guess
+  tilde = np.float32([0.1, 0.3, 0.4, 0.2])
+  shares = np.float32([[0.2, 0.5, 0.2, 0.1], [0, 0.5, 0.5, 0], [0, 0, 0, 0]])
+  weights = np.stack([CLEAN * (CLEAN > 0.4), np.eye(B)[3], 0 * CLEAN])
+  weights = weights.astype(np.float32)
+  z[weights[0] == 0] = np.nan
+  z[3] = 2
+  mesh = jax.make_mesh(
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  every = jax.vmap(class_fairness, (None, 0, None, 0))
+  mapped = jax.shard_map(
+    every,
+    mesh=mesh,
+    in_specs=(P('data'), P(None, 'data'), P(), P()),
+    out_specs=P(),
+  )
+
+  @jax.jit
+  def run(z, *rest):
+    slope = jax.grad(lambda z, *rest: every(z, *rest).sum(), (0, 2, 3))
+    return every(z, *rest), mapped(z, *rest), slope(z, *rest)
+
+  arguments = z, weights, tilde, shares
+  one, eight, (slope, *none) = jax.device_get(run(*arguments))
+  expected = [
+    *(fairness(z, weights[i], tilde, shares[i]) for i in range(2)), 0
+  ]  # fmt: skip
+  np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
+  counts = weights.sum(0) > 0
+  assert np.all(np.isfinite(slope))
+  assert np.any(slope[counts])
+  np.testing.assert_array_equal(slope[~counts], 0)
+  assert not np.any(np.concatenate([a.ravel() for a in none]))
+
+
+def test_annealing_lets_more_and_more_pass():
+  step = np.array([-1, 0, 5, 10, 99])
+  line, fast, slow = jax.jit(
+    lambda s: [
+      annealing_threshold(s, 10, C, schedule=name)
+      for name in ('linear', 'exp', 'log')
+    ]
+  )(step)
+  t = np.clip(step / 10, 0, 1)
+  for found, a in (
+    (line, t), (fast, np.exp(5 * t - 5)), (slow, 1 - np.exp(-5 * t))
+  ):  # fmt: skip
+    np.testing.assert_allclose(found, a * (1 - 1 / C) + 1 / C, rtol=1e-5)
+  assert annealing_threshold(0, 0, C) == 1
 
 
 def test_devices_draws_and_precision_change_nothing():
@@ -149,6 +243,20 @@ Y, W = np.eye(2, dtype=F), np.ones(2, F)
     (lambda: co_refine([0, 1], Y, W), TypeError, 'targets must be floating'),
     (lambda: co_guess(W), ValueError, r'\[v, \.\.\., c\]'),
     (lambda: co_guess(np.zeros((0, 2, 2), F)), ValueError, 'v >= 1'),
+    (lambda: hard([1, 0]), TypeError, 'probs must be floating-point'),
+    (lambda: hard(-Y), ValueError, 'logits they are the softmax'),
+    (lambda: soft(0.0), ValueError, 'temperature must lie in'),
+    (lambda: class_fairness(Y, W[:, None], W, W), ValueError, 'weights must'),
+    (lambda: class_fairness(Y, -W, W, W), ValueError, 'weights must lie in'),
+    (lambda: class_fairness(Y, W, Y, W), ValueError, r'probs must be \[2\]'),
+    (lambda: class_fairness(Y, W, W, W[:1]), ValueError, 'shares must be'),
+    (lambda: annealing_threshold(0, 1, 0), ValueError, 'num_classes must be'),
+    (lambda: annealing_threshold(0, -1, 2), ValueError, 'length must be'),
+    (
+      lambda: annealing_threshold(0, 1, 2, schedule='none'),
+      ValueError,
+      "unknown schedule 'none'",
+    ),
   ],
 )
 def test_bad_input_is_named(call, error, match):

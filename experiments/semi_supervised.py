@@ -1,0 +1,328 @@
+"""Few labels and many unlabeled examples: which guesses count, and how much.
+
+Every method sees the same batches: some labeled rows, and seven times as many
+without a label, of which a weak view is guessed on and a strong one learned.
+The average of the weights is evaluated.
+
+  supervised    cross-entropy on the labeled rows alone, weak view
+  pseudo_label  sure guesses, learned on the weak view (Lee, 2013)
+  uda           sure guesses, sharpened (Xie et al., 2020)
+  fixmatch      sure guesses, as labels (Sohn et al., 2020)
+  flexmatch     surer where a class has been learned (Zhang et al., 2021)
+  freematch     as sure as the network is, by class (Wang et al., 2023)
+  softmatch     all, the unsure ones less (Chen et al., 2023)
+  adamatch      as sure as labeled rows, and aligned (Berthelot et al., 2022)
+  dash          those of a small loss (Xu et al., 2021)
+  shrinkmatch   and unsure ones among fewer classes (Yang et al., 2023)
+  mix_match     the mean of two guesses, mixed examples (Berthelot et al., 2019)
+
+  python experiments/semi_supervised.py                # digits, 2 of a class
+  python experiments/semi_supervised.py --labels 40
+  python experiments/semi_supervised.py --dataset fashion_mnist \\
+    --data-dir DIR --labels 40 --examples 6000 --net strided_cnn --views crop \\
+    --steps 4000 --batch-size 56 --labeled 8 --seeds 3 \\
+    --methods supervised,fixmatch,freematch
+  python experiments/semi_supervised.py --dataset cifar10_small \\
+    --data-dir DIR --labels 400 --net strided_cnn --views crop_flip --seeds 1
+
+Out come a table, `results.jsonl` and plots: accuracy, and of the guesses the
+share that is used (`used.png`; the table has its mean over the training) and
+the share of these that is right (`correct.png`; the table has the last epoch),
+which clean labels say, for the report alone. No epoch is chosen: there are no
+labels to choose it by.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jnl import methods, pseudo
+from jnl.base import (
+  Array,
+  Batch,
+  Key,
+  Method,
+  Metrics,
+  Model,
+  State,
+  check,
+  check_name,
+)
+from jnl.data import Dataset, PerRun, augment
+from jnl.methods import weak_strong
+from jnl.teacher import averaged
+from jnl.train import (
+  Comparison,
+  Fit,
+  Stream,
+  Trained,
+  compare,
+  fit_many,
+  option,
+  options,
+  plot,
+  record,
+  report,
+  run,
+  script,
+  train_each,
+)
+
+METHODS = (
+  'supervised', 'pseudo_label', 'uda', 'fixmatch', 'flexmatch', 'freematch',
+  'softmatch', 'adamatch', 'dash', 'shrinkmatch', 'mix_match',
+)  # fmt: skip
+
+COLUMNS = {
+  'used': 'guesses that count, of all',
+  'correct': 'guesses that are right, of those that count',
+}
+"""What is known of guesses, and what plots call it."""
+
+
+def contrast(keys: Key, x: Array) -> Array:
+  """Images with their distance from the mean times .5 to 1.5."""
+  draw = functools.partial(jax.random.uniform, minval=0.5, maxval=1.5)
+  factor = jax.vmap(draw)(keys).reshape(-1, *(1,) * (x.ndim - 1))
+  mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+  return (mean + factor * (x - mean)).astype(x.dtype)
+
+
+def faded(scale: float) -> augment.Augmentation:
+  """Normal noise."""
+  return functools.partial(augment.gaussian_noise, scale=scale)
+
+
+def hidden(size: int) -> augment.Augmentation:
+  """A black square."""
+  return functools.partial(augment.cutout, size=size, fill=0.0)
+
+
+near = functools.partial(augment.pad_crop, padding=1, mode='constant')
+shift = functools.partial(augment.pad_crop, padding=2, mode='constant')
+VIEWS: dict[str, tuple[augment.Augmentation, augment.Augmentation]] = {
+  'shift': (
+    augment.compose(near, faded(0.05)),
+    augment.compose(near, contrast, hidden(3), faded(0.2)),
+  ),
+  'crop': (shift, augment.compose(shift, hidden(12))),
+  'crop_flip': (script.crop_flip, script.STRONG_VIEWS['crop_flip']),
+}
+"""A weak view, and a strong one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(script.Resumable):
+  """The settings; every field is an option of the command line."""
+
+  methods: tuple[str, ...] = option(METHODS, 'some of those above')
+  labels: int = option(20, 'labeled rows, as many of each class')
+  examples: int = option(0, 'first rows of the training set; 0 is all')
+  views: str = option('shift', f'weak and strong: {", ".join(VIEWS)}')
+  steps: int = option(1200, 'of training')
+  batch_size: int = option(112, 'unlabeled rows in a step')
+  labeled: int = option(16, 'labeled rows in a step')
+  optimizer: str = option('sgd', 'sgd, with momentum .9, or adam')
+  learning_rate: float = option(0.05, 'of it')
+  threshold: float = option(0.95, 'of those that have one, but for uda: .8')
+  momentum: float = option(0.99, 'of what methods remember; .999 in papers')
+  ema: float = option(0.99, 'of the weights that are evaluated; .999 in papers')
+  seeds: int = option(4, 'runs, each with labeled rows of its own')
+  out: str = option('results/semi_supervised', 'folder for what comes out')
+  smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, two methods')
+
+
+def main(config: Config) -> None:
+  """Data -> few labels -> networks and methods -> fits and report."""
+  if config.smoke:
+    chosen = config.methods != METHODS
+    few = config.methods if chosen else ('supervised', 'freematch')
+    config = dataclasses.replace(config, methods=few, seeds=2, steps=1)
+  with options():
+    check_options(config)
+    dataset = read(config)
+    runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
+    labeled = few_labels(config, dataset, runs[:, 0])
+    out = report.own_folder(config.out, resume=config.resume)
+    config = dataclasses.replace(config, out=out)
+  n = len(dataset.train.labels)
+  print(f'{config.labels} labels beside {n} examples')
+  comparison = Comparison(
+    config.out,
+    script.about('semi_supervised', config),
+    chosen_by=None,
+    heads=('last epoch', ''),
+  )
+  draw_plots(config, comparison)
+  epochs = max(2 * config.smoke, math.ceil(config.steps / steps_of(config, n)))
+  weak, strong = VIEWS[config.views]
+
+  def run_of(name: str) -> Fit:
+    second = weak if name == 'mix_match' else strong
+    with script.logging(config, name) as log:
+      return fit_many(
+        build(name, config, dataset),
+        {'x': dataset.train.x, 'truth': dataset.train.labels},
+        runs[:, 1],
+        epochs=epochs,
+        batch_size=config.batch_size,
+        streams={'l': Stream(labeled, config.labeled, views(name, weak, weak))},
+        augment=views(name, weak, second),
+        held_out={'test': {'x': dataset.test.x, 'labels': dataset.test.labels}},
+        checkpoint=script.checkpoint(config, name),
+        log=log,
+        label=name,
+      )
+
+  def done(name: str, one: Trained) -> Trained:
+    return record(comparison, name, one.also(guesses_of(one)))
+
+  compare(comparison, train_each(config.methods, run_of, done))
+  report.redraw(config.out)
+  print(f'\nresults, curves and plots are in {config.out}')
+
+
+def guesses_of(one: Trained) -> dict[str, np.ndarray]:
+  """How many guesses were used in the whole training, and are right at last."""
+  history, found = one.fit.history, {}
+  if 'used' in history:
+    shrunk = history.get('used_shrunk', np.float32(0))
+    found['used'] = (history['used'] + shrunk).mean(1)
+  if 'correct' in history:
+    found['correct'] = one.last('correct')
+  return found
+
+
+def draw_plots(config: Config, comparison: Comparison) -> None:
+  """Says what is to be drawn."""
+  title = f'{config.dataset}, {config.labels} labels, seeds: {config.seeds}'
+  plot(comparison, title, 'test accuracy')
+  for column, what in COLUMNS.items():
+    report.put_plot(
+      config.out,
+      f'{column}.png',
+      group=comparison.group,
+      column=column,
+      title=title,
+      ylabel=what,
+    )
+
+
+# --- options, labels and views ------------------------------------------------
+
+
+def check_options(config: Config) -> None:
+  """Raises for what cannot be, before any work."""
+  script.check_common(config, METHODS)
+  check(config.methods, 'methods must name at least one')
+  check_name('views', config.views, VIEWS)
+  check_name('optimizer', config.optimizer, ('sgd', 'adam'))
+  for name in ('labels', 'steps', 'batch_size', 'labeled'):
+    size = getattr(config, name)
+    check(size >= 1, f'{name} must be at least 1, got {size}')
+  check(0 <= config.ema < 1, f'ema must lie in [0, 1), got {config.ema:g}')
+
+
+def read(config: Config) -> Dataset:
+  """The data set, of images."""
+  return script.first(script.read(config), config.examples)
+
+
+def few_labels(
+  config: Config, dataset: Dataset, keys: Key
+) -> dict[str, PerRun]:
+  """The labeled rows of each run, repeated until they fill a batch."""
+  train, c = dataset.train, dataset.num_classes
+  each, rest = divmod(config.labels, c)
+  check(
+    each >= 1 and not rest,
+    f'labels must be a multiple of the {c} classes, got {config.labels}',
+  )
+
+  def one(key: Key) -> dict[str, np.ndarray]:
+    order = jax.random.permutation(key, len(train.labels))
+    rows = np.flatnonzero(script.per_class(train.labels, each, order))
+    check(
+      len(rows) == config.labels,
+      f'labels: some class has fewer than {each} training rows',
+    )
+    rows = np.tile(rows, math.ceil(config.labeled / len(rows)))
+    return {'x': train.x[rows], 'labels': train.labels[rows]}
+
+  return script.per_run([one(key) for key in keys])
+
+
+def steps_of(config: Config, n: int) -> int:
+  """Steps in an epoch of n examples."""
+  return max(1, n // config.batch_size)
+
+
+def views(
+  name: str, weak: augment.Augmentation, second: augment.Augmentation
+) -> Callable[[Key, Batch], Batch]:
+  """The views of a batch, as far as the method looks at them."""
+  alone = name in ('supervised', 'pseudo_label')
+  return augment.views(weak, *(() if alone else (second,)))
+
+
+# --- methods -----------------------------------------------------------------
+
+
+def build(name: str, config: Config, dataset: Dataset) -> Method:
+  """The method of that name, evaluated by an average of its weights."""
+  x, c = dataset.train.x, dataset.num_classes
+  model = script.network(config.net, c, x, hidden=(128, 128))
+  tx = script.optimizer(config.optimizer, config.learning_rate, 5e-4)
+  if name == 'supervised':
+    method = supervised(model, tx)
+  else:
+    method = methods.build(
+      *(name, model, tx),
+      x=x,
+      num_classes=c,
+      batch_size=config.batch_size,
+      **arguments(name, config),
+    )
+  return averaged(method, decay=config.ema) if config.ema else method
+
+
+def supervised(model: Model, tx: optax.GradientTransformation) -> Method:
+  """The same batches, of which the labeled rows alone are learned."""
+  nobody = pseudo.fixed(1.0, strict=True)
+  method = weak_strong(model, tx, nobody, student='x')
+
+  def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+    state, metrics = method.step(state, batch, key)
+    return state, {k: metrics[k] for k in ('loss', 'supervised')}
+
+  return method._replace(step=step)
+
+
+def arguments(name: str, config: Config) -> dict[str, Any]:
+  """What a method is told beside its defaults: short runs, a few hundred rows.
+
+  Weights that papers let rise in the first two fifths of the training do so
+  here.
+  """
+  rise = 0.4 * config.steps
+  found: dict[str, Any] = {}
+  if name == 'pseudo_label':
+    found['weight'] = lambda step: jnp.minimum(step / rise, 1.0)
+  if name == 'mix_match':
+    found['ramp'] = rise
+  if name != 'uda' and methods.takes(name, 'threshold'):
+    found['threshold'] = config.threshold
+  if methods.takes(name, 'momentum'):
+    found['momentum'] = config.momentum
+  return found
+
+
+if __name__ == '__main__':
+  run(main, Config, __doc__)
