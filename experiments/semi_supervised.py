@@ -20,8 +20,8 @@ The average of the weights is evaluated.
   python experiments/semi_supervised.py --labels 40
   python experiments/semi_supervised.py --dataset fashion_mnist \\
     --data-dir DIR --labels 40 --examples 6000 --net strided_cnn --views crop \\
-    --steps 4000 --batch-size 56 --labeled 8 --seeds 3 \\
-    --methods supervised,fixmatch,freematch
+    --steps 4000 --batch-size 56 --labeled 8 --seeds 3 --optimizer adam \\
+    --learning-rate .001 --methods supervised,fixmatch,freematch
   python experiments/semi_supervised.py --dataset cifar10_small \\
     --data-dir DIR --labels 400 --net strided_cnn --views crop_flip --seeds 1
 
@@ -56,7 +56,7 @@ from jnl.base import (
   check_name,
 )
 from jnl.data import Dataset, PerRun, augment
-from jnl.methods import weak_strong
+from jnl.methods import Settings, published, weak_strong
 from jnl.teacher import averaged
 from jnl.train import (
   Comparison,
@@ -136,6 +136,9 @@ class Config(script.Resumable):
   ema: float = option(0.99, 'of the weights that are evaluated; .999 in papers')
   seeds: int = option(4, 'runs, each with labeled rows of its own')
   out: str = option('results/semi_supervised', 'folder for what comes out')
+  published: bool = option(
+    False, 'each method as published for the data set, as far as it is known'
+  )
   smoke: bool = option(False, 'seconds only: 2 seeds, 2 epochs, two methods')
 
 
@@ -144,36 +147,42 @@ def main(config: Config) -> None:
   if config.smoke:
     chosen = config.methods != METHODS
     few = config.methods if chosen else ('supervised', 'freematch')
-    config = dataclasses.replace(config, methods=few, seeds=2, steps=1)
+    config = dataclasses.replace(config, methods=few, seeds=2)
   with options():
     check_options(config)
-    dataset = read(config)
+    dataset = script.first(script.read(config), config.examples)
+    n = len(dataset.train.labels)
+    ways = {name: settings_of(name, config, n) for name in config.methods}
     runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-    labeled = few_labels(config, dataset, runs[:, 0])
+    few_labels(config, dataset, runs[:1, 0], 1)  # looks at what there is
     out = report.own_folder(config.out, resume=config.resume)
     config = dataclasses.replace(config, out=out)
-  n = len(dataset.train.labels)
   print(f'{config.labels} labels beside {n} examples')
+  about = script.about('semi_supervised', config)
+  if config.published:
+    about['published'] = {name: way.source for name, way in ways.items()}
   comparison = Comparison(
     config.out,
-    script.about('semi_supervised', config),
+    about,
     chosen_by=None,
     heads=('last epoch', ''),
   )
   draw_plots(config, comparison)
-  epochs = max(2 * config.smoke, math.ceil(config.steps / steps_of(config, n)))
-  weak, strong = VIEWS[config.views]
 
   def run_of(name: str) -> Fit:
+    way = ways[name]
+    weak, strong = VIEWS[way.views]
     second = weak if name == 'mix_match' else strong
+    labeled = few_labels(config, dataset, runs[:, 0], way.labeled)
+    stream = Stream(labeled, way.labeled, views(name, weak, weak))
     with script.logging(config, name) as log:
       return fit_many(
-        build(name, config, dataset),
+        build(way, config, dataset),
         {'x': dataset.train.x, 'truth': dataset.train.labels},
         runs[:, 1],
-        epochs=epochs,
-        batch_size=config.batch_size,
-        streams={'l': Stream(labeled, config.labeled, views(name, weak, weak))},
+        epochs=way.epochs,
+        batch_size=way.batch_size,
+        streams={'l': stream},
         augment=views(name, weak, second),
         held_out={'test': {'x': dataset.test.x, 'labels': dataset.test.labels}},
         checkpoint=script.checkpoint(config, name),
@@ -230,15 +239,10 @@ def check_options(config: Config) -> None:
   check(0 <= config.ema < 1, f'ema must lie in [0, 1), got {config.ema:g}')
 
 
-def read(config: Config) -> Dataset:
-  """The data set, of images."""
-  return script.first(script.read(config), config.examples)
-
-
 def few_labels(
-  config: Config, dataset: Dataset, keys: Key
+  config: Config, dataset: Dataset, keys: Key, least: int
 ) -> dict[str, PerRun]:
-  """The labeled rows of each run, repeated until they fill a batch."""
+  """The labeled rows of each run, repeated until there are so many."""
   train, c = dataset.train, dataset.num_classes
   each, rest = divmod(config.labels, c)
   check(
@@ -253,15 +257,10 @@ def few_labels(
       len(rows) == config.labels,
       f'labels: some class has fewer than {each} training rows',
     )
-    rows = np.tile(rows, math.ceil(config.labeled / len(rows)))
+    rows = np.tile(rows, math.ceil(least / len(rows)))
     return {'x': train.x[rows], 'labels': train.labels[rows]}
 
   return script.per_run([one(key) for key in keys])
-
-
-def steps_of(config: Config, n: int) -> int:
-  """Steps in an epoch of n examples."""
-  return max(1, n // config.batch_size)
 
 
 def views(
@@ -275,22 +274,43 @@ def views(
 # --- methods -----------------------------------------------------------------
 
 
-def build(name: str, config: Config, dataset: Dataset) -> Method:
-  """The method of that name, evaluated by an average of its weights."""
+def settings_of(name: str, config: Config, n: int) -> Settings:
+  """How a method is trained: as the options say, or as it was published."""
+  if config.published:
+    return published(name, config.dataset, 'missing', None)
+  steps = max(1, n // config.batch_size)
+  return Settings(
+    source='',
+    method=name,
+    net=config.net,
+    epochs=2 if config.smoke else math.ceil(config.steps / steps),
+    batch_size=config.batch_size,
+    labeled=config.labeled,
+    learning_rate=config.learning_rate,
+    weight_decay=5e-4,
+    adam=config.optimizer == 'adam',
+    views=config.views,
+    arguments=arguments(name, config),
+  )
+
+
+def build(way: Settings, config: Config, dataset: Dataset) -> Method:
+  """The method, evaluated by an average of its weights."""
   x, c = dataset.train.x, dataset.num_classes
-  model = script.network(config.net, c, x, hidden=(128, 128))
-  tx = script.optimizer(config.optimizer, config.learning_rate, 5e-4)
-  if name == 'supervised':
+  model = script.network(way.net, c, x, hidden=(128, 128))
+  tx = way.optimizer(max(1, len(x) // way.batch_size))
+  if way.method == 'supervised':
     method = supervised(model, tx)
   else:
     method = methods.build(
-      *(name, model, tx),
+      *(way.method, model, tx),
       x=x,
       num_classes=c,
-      batch_size=config.batch_size,
-      **arguments(name, config),
+      batch_size=way.batch_size,
+      **way.arguments,
     )
-  return averaged(method, decay=config.ema) if config.ema else method
+  decay = 0.999 if config.published else config.ema
+  return averaged(method, decay=decay) if decay else method
 
 
 def supervised(model: Model, tx: optax.GradientTransformation) -> Method:
@@ -313,6 +333,8 @@ def arguments(name: str, config: Config) -> dict[str, Any]:
   """
   rise = 0.4 * config.steps
   found: dict[str, Any] = {}
+  if name == 'supervised':
+    return found
   if name == 'pseudo_label':
     found['weight'] = lambda step: jnp.minimum(step / rise, 1.0)
   if name == 'mix_match':

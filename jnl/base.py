@@ -842,9 +842,12 @@ def example_keys(key: Key, index: Array) -> Key:
     [b] keys.
 
   Raises:
-    ValueError: if `index` is split over an explicit mesh axis.
+    ValueError: if `index` is not [b], or split over an explicit mesh axis.
   """
   check_auto(index, 'index')
+  check(
+    jnp.ndim(index) == 1, f'index must be [b], got shape {jnp.shape(index)}'
+  )
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 

@@ -40,6 +40,7 @@ from jnl.base import (
   Table,
   axis_is_bound,
   check,
+  check_auto,
   check_batch,
   check_key,
   example_keys,
@@ -48,6 +49,7 @@ from jnl.base import (
   global_sum,
   name_tag,
   read_rows,
+  suffixed,
   unplaced,
   write_rows,
 )
@@ -385,18 +387,19 @@ def join_labeled(batch: Batch, stream: str = 'l') -> Batch:
   and a place in no table.
 
   Args:
-    batch: `x` and other arrays [m, ...] of the unlabeled examples, and of the
-      stream `x_l` and `labels_l` [k, ...], as `fit(streams={'l': Stream(...)})`
-      makes them. A view that the stream lacks is its `x`.
+    batch: `x`, `index` and other arrays [m, ...] of the unlabeled examples, and
+      of the stream `x_l` and `labels_l` [k, ...], as `fit(streams={'l':
+      Stream(...)})` makes them. A view that the stream lacks is its `x`.
     stream: its name.
 
   Returns:
     A batch of [m + k, ...]: `x` and its views, `labels`, `labeled` bool,
     `weight` and `index`; what else unlabeled examples have is 0 where labeled.
-    Without the stream, `batch`.
+    Other streams stay as they are. Without the stream, `batch`.
 
   Raises:
-    ValueError: if an array does not fit the other one's.
+    ValueError: if an array lacks, or does not fit the other one's.
+    TypeError: if their dtypes differ.
 
   >>> batch = {'x': jnp.zeros(4), 'index': jnp.arange(4), 'x_l': jnp.ones(2),
   ...   'labels_l': jnp.array([7, 8])}
@@ -410,17 +413,18 @@ def join_labeled(batch: Batch, stream: str = 'l') -> Batch:
   """
   if f'x_{stream}' not in batch:
     return batch
+  check_batch(batch, 'x', 'index', f'labels_{stream}')
   own = of_stream(batch, stream)
-  check_batch(own, 'labels')
-  rest = {k: a for k, a in batch.items() if not k.endswith(f'_{stream}')}
-  m, k = (jax.tree.leaves(side['x'])[0].shape[0] for side in (rest, own))
+  streams = {k.removeprefix('index_') for k in batch if k.startswith('index_')}
+  suffixes = tuple(f'_{name}' for name in streams | {stream})
+  rest = {k: a for k, a in batch.items() if not k.endswith(suffixes)}
+  m, k = (jax.tree.leaves(part['x'])[0].shape[0] for part in (rest, own))
   labels = jnp.asarray(own['labels'])
   soft = jnp.issubdtype(labels.dtype, jnp.floating)
-  none = 1 / labels.shape[-1] if soft else -1
   labels = labels if soft else labels.astype(jnp.int32)
+  none = 1 / labels.shape[-1] if soft else -1
   rest = {
     'weight': jnp.ones(m),
-    'index': _positions(m),
     **rest,
     'labels': jnp.full_like(labels, none, shape=(m, *labels.shape[1:])),
     'labeled': jnp.zeros(m, bool),
@@ -428,37 +432,57 @@ def join_labeled(batch: Batch, stream: str = 'l') -> Batch:
   own = {
     **own,
     'labels': labels,
-    'index': AWAY + own['index'] % AWAY,
+    'index': (AWAY + own['index'] % AWAY).astype(rest['index'].dtype),
     'labeled': jnp.ones(k, bool),
   }
-  groups = math.gcd(m, k)
 
-  def join(name: str, a: Array, b: Array) -> Array:
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    check(
-      a.shape[1:] == b.shape[1:],
-      f'{name} must be like {name}_{stream} but for the number of rows, got '
-      f'shapes {a.shape} and {b.shape}',
-    )
-    split = [v.reshape(groups, -1, *v.shape[1:]) for v in (a, b)]
-    both = jnp.concatenate(split, axis=1)
-    return both.reshape(m + k, *a.shape[1:])
-
-  def of_labeled(name: str, a: PyTree) -> PyTree:
-    if name in own:
-      return own[name]
-    if name.startswith('x'):
-      return own['x']
+  def of_labeled(name: str, values: PyTree) -> PyTree:
+    if name in own or name.startswith('x'):
+      return own.get(name, own['x'])
     return jax.tree.map(
-      lambda a: jnp.zeros_like(a[:1], shape=(k, *a.shape[1:])), a
+      lambda a: jnp.zeros_like(a, shape=(k, *a.shape[1:])), values
     )
 
-  return {
-    name: jax.tree.map(
-      functools.partial(join, name), values, of_labeled(name, values)
+  join = lambda name, values: jax.tree.map(
+    functools.partial(_interleave, (m, k), name, stream),
+    *(values, of_labeled(name, values)),
+  )
+  joined = {name: join(name, values) for name, values in rest.items()}
+  others = batch.keys() - rest.keys()
+  others -= {name for name in others if name.endswith(f'_{stream}')}
+  return {**joined, **{name: batch[name] for name in others}}
+
+
+def _interleave(
+  sizes: tuple[int, int], name: str, stream: str, a: Array, b: Array
+) -> Array:
+  """Rows [m, ...] and [k, ...] in groups that have some of both."""
+  check_auto(a, name)
+  arrays = [jnp.asarray(a), jnp.asarray(b)]
+  names = [name, suffixed(name, stream)]
+  for own, values, size in zip(names, arrays, sizes, strict=True):
+    check(
+      values.shape[:1] == (size,),
+      f'{own} must have {size} rows, as its x has; got shape {values.shape}',
     )
-    for name, values in rest.items()
-  }
+  check(
+    arrays[0].shape[1:] == arrays[1].shape[1:],
+    f'{names[0]} must be like {names[1]} but for the number of rows, got '
+    f'shapes {arrays[0].shape} and {arrays[1].shape}',
+  )
+  kinds = [values.dtype for values in arrays]
+  check(
+    name == 'weight' or kinds[0] == kinds[1],
+    f'{names[0]} must have the dtype of {names[1]}, got {kinds[0]} and '
+    f'{kinds[1]}',
+    TypeError,
+  )
+  groups = max(1, math.gcd(*sizes))
+  split = [v.reshape(groups, -1, *v.shape[1:]) for v in arrays if len(v)]
+  if not split:
+    return arrays[0]
+  both = jnp.concatenate(split, axis=1)
+  return both.reshape(sum(sizes), *both.shape[2:])
 
 
 def _positions(b: int) -> Array:

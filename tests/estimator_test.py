@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.utils.estimator_checks import check_estimator
 
 from jnl import data, estimator, nets
 from jnl.base import Model
@@ -49,6 +48,8 @@ def blobs(n=120, wrong=20):
 @pytest.mark.slow
 @pytest.mark.unbounded
 def test_every_check_of_scikit_learn():
+  from sklearn.utils.estimator_checks import check_estimator
+
   found = check_estimator(
     classifier(),
     expected_failed_checks=EXPECTED,

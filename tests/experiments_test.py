@@ -73,6 +73,14 @@ def mine(tmp_path_factory):
   return write_mine(tmp_path_factory.mktemp('data'), x.astype(np.uint8), labels)
 
 
+@pytest.fixture(autouse=True)
+def devices(request, monkeypatch):
+  """One, as most users have: eight are slower here. One script runs on all."""
+  if request.node.name != 'test_smoke[noisy_labels]':
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, 'devices', lambda: one)
+
+
 def rows_in(folder):
   lines = (folder / 'results.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]

@@ -3,6 +3,7 @@
 All train by `weak_strong`, which says what batches hold and what is measured.
 """
 
+import functools
 import math
 
 import optax
@@ -10,8 +11,10 @@ import optax
 from jnl import pseudo
 from jnl.base import Array, Method, Metrics, Model, Outputs, Scalar, check
 from jnl.inputs import check_range
+from jnl.methods._published import few_labels
 from jnl.methods._weak_strong import Schedule, weak_strong
 from jnl.pseudo import Seen
+from jnl.ramps import linear_rampup
 
 
 def pseudo_label(
@@ -198,7 +201,7 @@ def freematch(
     quantile: see `pseudo.freematch`.
     clip: see `pseudo.freematch`.
     fairness: >= 0, the weight of `pseudo.class_fairness`, which keeps classes
-      from dying out. The official code: .01, and .001 on CIFAR-100.
+      from dying out. Official settings for CIFAR: .01, later .001.
     weight: see `weak_strong`.
 
   Returns:
@@ -374,8 +377,44 @@ def dash(
 
   def target(probs: Array, step: Array) -> Array:
     rho = pseudo.dash_threshold(step, period, **falling)
-    return pseudo.dash_targets(
-      probs, rho, least=least, temperature=temperature
-    )
+    return pseudo.dash_targets(probs, rho, least=least, temperature=temperature)
 
   return weak_strong(model, tx, policy, target=target, weight=weight)
+
+
+# --- published settings ------------------------------------------------------
+
+SETTINGS = few_labels(
+  'pseudo_label',
+  {
+    'threshold': 0.95,
+    'weight': functools.partial(linear_rampup, length=0.4 * 2**20),
+  },
+  unlabeled=64,
+)
+UDA_SETTINGS = few_labels('uda', {'threshold': 0.8, 'temperature': 0.4})
+FIXMATCH_SETTINGS = few_labels('fixmatch', {'threshold': 0.95})
+FLEXMATCH_SETTINGS = few_labels(
+  'flexmatch', {'threshold': 0.95, 'warmup': True}
+)
+FREEMATCH_SETTINGS = few_labels(
+  'freematch', {'momentum': 0.999, 'fairness': 0.001}
+)
+SOFTMATCH_SETTINGS = few_labels(
+  'softmatch', {'n_sigma': 2.0, 'momentum': 0.999}
+)
+ADAMATCH_SETTINGS = few_labels(
+  'adamatch', {'threshold': 0.95, 'momentum': 0.999}
+)
+DASH_SETTINGS = few_labels(
+  'dash',
+  {
+    # Ten epochs of 1,024 steps, where 50,000 // 448 are one here. It starts
+    # from the loss after 2,048 steps on labeled rows.
+    'every': 10 * 1024 / 111,
+    'gamma': 1.27,
+    'scale': 1.0001,
+    'least': 0.05,
+    'temperature': 0.5,
+  },
+)

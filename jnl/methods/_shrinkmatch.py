@@ -21,6 +21,7 @@ from jnl.base import (
   check,
   global_mean,
 )
+from jnl.methods._published import few_labels
 from jnl.methods._weak_strong import Schedule, weak_strong
 from jnl.pseudo import Rule, Seen, Shrinking
 from jnl.steps import check_model
@@ -187,3 +188,17 @@ def shrinkmatch(
     weight=weight,
     term=term,
   )
+
+
+# --- published settings ------------------------------------------------------
+
+SETTINGS = few_labels(
+  'shrinkmatch',
+  *(
+    {'threshold': 0.95, 'align': pseudo.queue_alignment(num_classes)}
+    for num_classes in (10, 100)
+  ),
+  source='official code of arXiv 2308.06777, CIFAR/shrinkmatch.py, with --DA; '
+  'it was run with 40 labels of CIFAR-10 and 400 of CIFAR-100',
+  net='wide_resnet28_8',
+)

@@ -154,8 +154,9 @@ def weak_strong(
     memory, seen, w = _guess(policy, align, state.extra, seen)
     c = weak.shape[-1]
     targets = lax.stop_gradient(target(seen.probs, state.step))
-    targets = jnp.where((w > 0)[:, None], targets, 1 / c)
-    values = loss(strong.logits, targets)
+    used = (w > 0)[:, None]  # others must not reach a loss: 0 times NaN is NaN
+    targets = jnp.where(used, targets, 1 / c)
+    values = loss(jnp.where(used, strong.logits, 0), targets)
     check_losses(values, w)
     parts = {
       'supervised': _supervised(weak, batch, present, anneal, state.step),
@@ -166,9 +167,9 @@ def weak_strong(
     if term is not None:
       added, own = term(memory.policy, seen, strong, w)
       total, parts = total + added, {**parts, **own}
-    used = {'used': global_mean(w, missing)}
-    found = correct_of(batch, targets, missing * w)
-    return total, Aux(stats, memory, {**parts, **used, **found})
+    parts['used'] = global_mean(w, missing)
+    parts |= correct_of(batch, targets, missing * w)
+    return total, Aux(stats, memory, parts)
 
   return from_loss(loss_fn, model, tx, init_extra=init_extra)
 
@@ -207,6 +208,7 @@ def read_batch(
     f'labeled must be bool, got {labeled.dtype}',
     TypeError,
   )
+  check(weight.ndim == 1, f'weight must be [b], got shape {weight.shape}')
   check(
     labeled.shape == weight.shape,
     f'labeled must be [b], as weight is: {weight.shape}, got {labeled.shape}',
@@ -284,7 +286,7 @@ def _supervised(
   labels = labels_of({**batch, 'weight': present})
   if labels.ndim == 1:
     labels = jnp.where(present > 0, labels, 0)
-  values = losses.ce(logits, labels)
+  values = losses.ce(jnp.where(present[:, None] > 0, logits, 0), labels)
   if anneal is None:
     return global_mean(values, present)
   kept = lax.stop_gradient(jnp.exp(-values)) <= anneal(step)

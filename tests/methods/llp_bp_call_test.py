@@ -202,6 +202,7 @@ def test_single_rows_are_learned_in_two_rounds(decision):
     epochs=30,
     batch_size=4,
     held_out={'test': {'x': X, 'labels': LABELS}},
+    devices=jax.devices()[:1],
   )
   accuracy, loss = (found.history[k] for k in ('test_accuracy', 'loss'))
   assert accuracy[14] > 0.95

@@ -20,6 +20,8 @@ OF_METHODS = (
   'elr', 'elr_plus', 'divide_mix', 'co_teaching', 'co_teaching_plus', 'jocor',
   'sop', 'sop_plus', 'gjs', 'dynamic_bootstrap', 'cores', 'peer', 'forward_t',
   'dual_t', 't_revision', 'vol_min', 'ill_noisy', 'ill_partial', 'mix_match',
+  'pseudo_label', 'uda', 'fixmatch', 'flexmatch', 'freematch', 'softmatch',
+  'adamatch', 'dash', 'shrinkmatch',
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The step of few labels: by numpy, from one stream and from two."""
 
+import chex
 from contract import CLASSES, Contract, network, optimizer
 import jax
 import jax.numpy as jnp
@@ -161,13 +162,28 @@ def test_nothing_is_learned_through_guesses(cases):
   assert metrics['supervised'] == 0, 'no labeled row'
 
 
+def test_a_row_whose_prediction_is_infinite_is_not_used(cases):
+  """It overflows in the network; nothing of it is learned."""
+  batch, states, _ = cases
+  method = small()
+  bad = np.flatnonzero(~LABELED & (batch['weight'] > 0))[0]
+  huge = {k: batch[k].copy() for k in ('x', 'x_strong')}
+  for x in huge.values():
+    x[bad] = 3e38
+  new, metrics = jax.jit(method.step)(
+    states['plain'], {**batch, **huge, 'truth': np.full(B, -1)}, KEY
+  )
+  chex.assert_tree_all_finite((new, metrics))
+  assert metrics['used'] < 1
+
+
 def test_joined_batches_are_interleaved_in_groups():
   batch = {
-    'x': np.arange(8.0),
-    'x_strong': np.arange(8.0) + 100,
+    'x': np.arange(8, dtype=np.float32),
+    'x_strong': np.arange(8, dtype=np.float32) + 100,
     'index': np.arange(8),
     'truth': np.arange(8),
-    'x_l': -np.arange(1.0, 5),
+    'x_l': -np.arange(1, 5, dtype=np.float32),
     'labels_l': np.uint8([1, 2, 3, 255]),
     'weight_l': np.float32([1, 1, 1, 0]),
     'index_l': np.array([5, 6, 7, np.iinfo(np.int32).max]),
@@ -185,15 +201,26 @@ def test_joined_batches_are_interleaved_in_groups():
   soft = {**batch, 'labels_l': np.eye(4, dtype=np.float32)}
   assert join_labeled(soft)['labels'][0].tolist() == [0.25] * 4
   assert join_labeled({'x': 1}) == {'x': 1}
-  for change, match in (
-    ({'x_strong_l': np.zeros((4, 2))}, 'x_strong must be like x_strong_l'),
-    ({'x_l': np.zeros((4, 2))}, 'must be like'),
+  meta = {'x_meta': np.zeros(8), 'index_meta': np.arange(8)}
+  assert join_labeled({**batch, **meta})['x_meta'].shape == (8,)
+  none = {k: v[:0] if k.endswith('_l') else v for k, v in batch.items()}
+  assert join_labeled(none)['x'].tolist() == batch['x'].tolist()
+  for change, error, match in (
+    (
+      {'x_strong_l': np.zeros((4, 2), np.float32)},
+      ValueError,
+      'must be like x_strong_l',
+    ),
+    ({'x_l': np.zeros((4, 2), np.float32)}, ValueError, 'x must be like x_l'),
+    ({'x_l': np.zeros(4, np.uint8)}, TypeError, 'x must have the dtype of x_l'),
+    ({'truth': np.zeros(7, int)}, ValueError, 'truth must have 8 rows'),
+    ({'weight_l': np.ones(3)}, ValueError, 'weight_l must have 4 rows'),
   ):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(error, match=match):
       join_labeled({**batch, **change})
-  del batch['labels_l']
-  with pytest.raises(ValueError, match="lacks 'labels'"):
-    join_labeled(batch)
+  for name in ('labels_l', 'index'):
+    with pytest.raises(ValueError, match=f"lacks '{name}'"):
+      join_labeled({k: v for k, v in batch.items() if k != name})
 
 
 def test_batches_and_numbers_are_looked_at(cases):
@@ -203,6 +230,11 @@ def test_batches_and_numbers_are_looked_at(cases):
     ({'labeled': LABELED.astype(int)}, TypeError, 'labeled must be bool'),
     ({'labeled': LABELED[:, None]}, ValueError, r'labeled must be \[b\]'),
     ({'labels': batch['labels'][:, None]}, ValueError, 'labels'),
+    ({'truth': batch['truth'][:, None]}, ValueError, r'truth must be \[b\]'),
+    (
+      {'labeled': LABELED[:, None], 'weight': np.ones((B, 1), np.float32)},
+      *(ValueError, r'weight must be \[b\]'),
+    ),
     ({'x_strong': np.zeros((B, D + 1))}, ValueError, 'views must all have'),
   ):
     with pytest.raises(error, match=match):

@@ -56,7 +56,8 @@ def plain(rate=1e-2):
 
 
 def train(checkpoint, method=None, **options):
-  options = {'epochs': 3, 'batch_size': 16, **options}
+  one = jax.devices()[:1]
+  options = {'epochs': 3, 'batch_size': 16, 'devices': one, **options}
   return fit(
     plain() if method is None else method,
     options.pop('data', arrays()),

@@ -318,7 +318,7 @@ def test_the_compiled_loop_compiles_once_whatever_its_bounds(caplog, tmp_path):
   with jax.log_compiles():
     fit(
       plain(), arrays(), KEY, epochs=3, batch_size=4, loop='compiled',
-      log=rows.append, checkpoint=Checkpoint(tmp_path, every=7),
+      log=rows.append, checkpoint=Checkpoint(tmp_path, every=7), devices=ONE,
     )  # fmt: skip
   compiled = re.findall(
     r'Compiling jit\((run_compiled|step|take)\)', caplog.text
@@ -359,7 +359,7 @@ def test_a_log_has_a_line_for_each_epoch(tmp_path, capfd):
   log = tmp_path / 'new' / 'log.jsonl'
   fitted = fit(
     plain(), arrays(), KEY, epochs=3, batch_size=16, log=log,
-    held_out={'test': arrays(30, 1)},
+    held_out={'test': arrays(33, 1)}, devices=ONE,
   )  # fmt: skip
   rows = [json.loads(line) for line in log.read_text().splitlines()]
   assert [row['epoch'] for row in rows] == [1, 2, 3]

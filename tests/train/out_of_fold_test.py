@@ -315,13 +315,13 @@ def test_convolutions_run_one_after_the_other():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['ce', 'elr'])
 def test_they_are_honest_of_wrong_labels(name):
-  """Digits, 20% symmetric: wrong labels that it saw, CE believes, ELR less."""
+  """Digits, 20% symmetric: CE believes wrong labels, but none held out."""
   train = data.load('digits').train
   n, c, b = len(train.labels), 10, 100
   labels = noise.corrupt(KEY, train.labels, noise.symmetric(c, 0.2)).labels
   wrong = labels != train.labels
-  model = from_linen(MLP(c), (8, 8, 1))
-  tx = optax.sgd(0.05, momentum=0.9)
+  model = from_linen(MLP(c, (64,)), (8, 8, 1))
+  tx = optax.sgd(0.1, momentum=0.9)
 
   def make(size):
     if name == 'ce':
@@ -332,18 +332,19 @@ def test_they_are_honest_of_wrong_labels(name):
 
   setting = {'epochs': 60, 'batch_size': b, 'devices': ONE}
   own = {'x': train.x, 'labels': labels}
-  method = make(n)
-  state = fit(method, own, KEY, **setting).state
-  seen = np.asarray(method.predict(state, train.x).logits).argmax(1)
   found = out_of_fold(make(training_size(n, 5)), own, KEY, folds=5, **setting)
   held_out = found.pred_probs.argmax(1)
   clean = (held_out == train.labels).mean()
   fooled = (held_out == labels)[wrong].mean()
   told = (held_out == train.labels)[wrong].mean()
-  believed = (seen == labels)[wrong].mean()
   print(f'{name}: {clean:.3f} right, of wrong labels {told:.3f} told, ', end='')
-  print(f'{fooled:.3f} predicted held out, {believed:.3f} predicted if seen')
+  print(f'{fooled:.3f} predicted held out')
   assert min(clean, told) > {'ce': 0.7, 'elr': 0.9}[name]
   assert fooled < 0.1
   if name == 'ce':
+    method = make(n)
+    state = fit(method, own, KEY, **setting).state
+    seen = jax.device_get(method.predict(state, train.x)).logits.argmax(1)
+    believed = (seen == labels)[wrong].mean()
+    print(f'{believed:.3f} predicted if seen')
     assert believed > 5 * fooled
