@@ -632,6 +632,10 @@ def apply_views(
   weight = jnp.asarray(weight)
   if weight.ndim == 1:
     weight = jnp.repeat(weight[:, None], count, axis=1)
+  check(
+    weight.shape == (b, count),
+    f'weight must be [b] = [{b}], or [b, views], got shape {weight.shape}',
+  )
   weight = flatten(weight)
   outputs, stats = training_pass(model, params, stats, x, keys, weight)
 
