@@ -15,15 +15,19 @@ The average of the weights is evaluated.
   dash          those of a small loss (Xu et al., 2021)
   shrinkmatch   and unsure ones among fewer classes (Yang et al., 2023)
   mix_match     the mean of two guesses, mixed examples (Berthelot et al., 2019)
+  mean_teacher  the average of the weights, imitated (Tarvainen, Valpola, 2017)
 
   python experiments/semi_supervised.py                # digits, 2 of a class
   python experiments/semi_supervised.py --labels 40
   python experiments/semi_supervised.py --dataset fashion_mnist \\
-    --data-dir DIR --labels 40 --examples 6000 --net strided_cnn --views crop \\
-    --steps 4000 --batch-size 56 --labeled 8 --seeds 3 --optimizer adam \\
-    --learning-rate .001 --methods supervised,fixmatch,freematch
+    --data-dir DIR --labels 40 --examples 6000 --net strided_cnn \\
+    --views crop_flip --steps 4000 --batch-size 56 --labeled 8 --seeds 3 \\
+    --optimizer adam --learning-rate .001 \\
+    --methods supervised,fixmatch,freematch
   python experiments/semi_supervised.py --dataset cifar10_small \\
-    --data-dir DIR --labels 400 --net strided_cnn --views crop_flip --seeds 1
+    --data-dir DIR --labels 400 --net strided_cnn --views crop_flip --seeds 2 \\
+    --steps 3000 --optimizer adam --learning-rate .001 \\
+    --methods supervised,fixmatch,freematch
 
 Out come a table, `results.jsonl` and plots: accuracy, and of the guesses the
 share that is used (`used.png`; the table has its mean over the training) and
@@ -77,7 +81,7 @@ from jnl.train import (
 
 METHODS = (
   'supervised', 'pseudo_label', 'uda', 'fixmatch', 'flexmatch', 'freematch',
-  'softmatch', 'adamatch', 'dash', 'shrinkmatch', 'mix_match',
+  'softmatch', 'adamatch', 'dash', 'shrinkmatch', 'mix_match', 'mean_teacher',
 )  # fmt: skip
 
 COLUMNS = {
@@ -172,7 +176,7 @@ def main(config: Config) -> None:
   def run_of(name: str) -> Fit:
     way = ways[name]
     weak, strong = VIEWS[way.views]
-    second = weak if name == 'mix_match' else strong
+    second = weak if name in ('mix_match', 'mean_teacher') else strong
     labeled = few_labels(config, dataset, runs[:, 0], way.labeled)
     stream = Stream(labeled, way.labeled, views(name, weak, weak))
     with script.logging(config, name) as log:
@@ -309,6 +313,8 @@ def build(way: Settings, config: Config, dataset: Dataset) -> Method:
       batch_size=way.batch_size,
       **way.arguments,
     )
+  if way.method == 'mean_teacher':
+    return method
   decay = 0.999 if config.published else config.ema
   return averaged(method, decay=decay) if decay else method
 
@@ -339,6 +345,9 @@ def arguments(name: str, config: Config) -> dict[str, Any]:
     found['weight'] = lambda step: jnp.minimum(step / rise, 1.0)
   if name == 'mix_match':
     found['ramp'] = rise
+  if name == 'mean_teacher':  # it has an average of its own
+    found['decay'] = config.ema
+    found['weight'] = lambda step: 50 * jnp.minimum(step / rise, 1.0)
   if name != 'uda' and methods.takes(name, 'threshold'):
     found['threshold'] = config.threshold
   if methods.takes(name, 'momentum'):

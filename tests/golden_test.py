@@ -27,6 +27,7 @@ import golden_proportions
 import golden_pseudo
 import golden_rules
 import golden_select
+import golden_teacher
 import golden_transition
 import jax
 import numpy as np
@@ -52,6 +53,7 @@ CHECKS = {
   **golden_pseudo.CHECKS,
   **golden_rules.CHECKS,
   **golden_select.CHECKS,
+  **golden_teacher.CHECKS,
   **golden_transition.CHECKS,
 }
 # The first stage has a file of each function, but none of these costly ones.

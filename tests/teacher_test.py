@@ -1,19 +1,21 @@
-"""Averaged methods: the average, and that training goes on without it."""
+"""Averages: that training goes on without them, or learns from them."""
 
 import functools
 
-from contract import SHARDS, Contract, N, network, optimizer
+import chex
+from contract import DIM, SHARDS, Contract, N, network, optimizer
 from fixture_methods import co_divide
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from jnl import losses
-from jnl.base import Method, Refit
+from jnl.base import PAD, Aux, Method, Refit, global_mean
 from jnl.nets import MLP, from_linen
-from jnl.steps import supervised
-from jnl.teacher import Averaged, averaged, student
+from jnl.steps import model_keys, supervised, training_pass
+from jnl.teacher import Averaged, averaged, follow, part_of, student, taught
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -149,6 +151,164 @@ def test_decay_is_checked_and_may_be_swept():
   averages = [at(swept, i, -1).extra.params for i in (0, 1)]
   leaves = zip(*map(jax.tree.leaves, averages), strict=True)
   assert max(np.abs(a - b).max() for a, b in leaves) > 1e-3
+
+
+# --- learning from the average ------------------------------------------------
+
+
+def test_follow_keeps_dtypes_and_its_decay_is_looked_at():
+  old = {'a': jnp.ones(2, jnp.bfloat16), 'b': np.float32([4])}
+  new = {'a': jnp.zeros(2), 'b': np.float32([8])}
+  found = follow(old, new, 0.75)
+  assert found['a'].dtype == jnp.bfloat16
+  equal(found, {'a': [0.75, 0.75], 'b': [5.0]})
+  for decay in (-0.1, 1.5, np.nan):
+    with pytest.raises(ValueError, match='decay must lie in'):
+      follow(old, new, decay)
+  with pytest.raises(ValueError, match='decay'):
+    follow(old, new, np.ones(2))
+
+
+def test_parts_are_of_all_streams_and_make_up_the_whole():
+  """Who is in which part, the key and the index say: not the row."""
+  rng = np.random.default_rng(0)
+  batch = {
+    'x': np.full(64, np.nan),
+    'index': np.arange(64, dtype=np.int32),
+    'weight': rng.choice(np.float32([0, 0.5, 2]), 64),
+    'x_l': np.zeros(32),
+    'index_l': np.where(np.arange(32) < 30, np.arange(32), PAD),
+    'weight_l': (np.arange(32) < 30).astype(np.float32),
+  }
+
+  @jax.jit
+  def three(batch):
+    return [part_of(batch, KEY, k, 3) for k in range(3)]
+
+  parts = jax.device_get(three(batch))
+  for name in ('weight', 'weight_l'):
+    weights = np.stack([part[name] for part in parts])
+    assert ((weights > 0).sum(0) <= 1).all()
+    np.testing.assert_array_equal(weights.sum(0), batch[name])
+    assert ((weights > 0).mean(1) > 0.1).all()
+  np.testing.assert_array_equal(parts[0]['x_l'], batch['x_l'])
+  turned = jax.tree.map(lambda a: np.roll(a, 5, axis=0), batch)
+  equal(three(turned)[1]['weight'], np.roll(parts[1]['weight'], 5))
+  other = part_of(batch, jax.random.key(1), 1, 3)['weight']
+  assert (other != parts[1]['weight']).any()
+  bare = part_of({'index': batch['index']}, KEY, 1, 3)['weight']
+  np.testing.assert_array_equal(bare * batch['weight'], parts[1]['weight'])
+  with pytest.raises(ValueError, match="lacks 'index'"):
+    part_of({'weight': batch['weight']}, KEY, 1, 3)
+
+
+LESSON = {
+  'x': RNG.normal(size=(8, DIM)).astype(np.float32),
+  'index': np.arange(8, dtype=np.int32),
+  'weight': np.float32([1, 1, 0, 2, 1, 1, 1, 1]),
+}
+LESSON['x'][2] = np.nan
+NETWORK = network()
+
+
+def imitate(params, teacher, state, batch, key):
+  """It learns the teacher's classes turned by one, and counts its calls."""
+  x, weight = batch['x'], batch['weight']
+  outputs, stats = training_pass(
+    *(NETWORK, params, state.stats, x, model_keys(key, batch), weight)
+  )
+  said = jnp.roll(jax.nn.softmax(teacher(x).logits), 1, axis=1)
+  said = jnp.where(weight[:, None] > 0, said, 0.25)
+  loss = global_mean(losses.ce(outputs.logits, said), weight)
+  return loss, Aux(stats, state.extra + 1, {'counted': state.extra})
+
+
+@functools.cache
+def lessons():
+  """The state before a step and what it becomes, by how much is restored."""
+  make = lambda **options: taught(
+    *(imitate, NETWORK, optimizer()),
+    decay=lambda step: 0.5 + 0 * step,
+    init_extra=lambda key: jnp.float32(0),
+    **options,
+  )
+  ways = {
+    'plain': make(),
+    'ahead': make(look_ahead=2, last=False),
+    'not_restored': make(look_ahead=2, restore=False),
+  }
+  start = jax.jit(ways['plain'].init)(KEY)
+
+  @jax.jit
+  def run(state, batch):
+    return {k: method.step(state, batch, KEY) for k, method in ways.items()}
+
+  started, _ = run(start, LESSON)['plain']  # student and teacher differ
+  wrong = {**LESSON, 'x': np.where(np.eye(8)[:, 1:2] == 1, np.inf, LESSON['x'])}
+  found = run(started, LESSON), run(started, wrong), ways['plain']
+  return start, started, *found
+
+
+def test_the_teacher_is_a_copy_of_the_student_at_first():
+  start = lessons()[0]
+  equal(start.params, start.extra.params)
+  ours, theirs = map(jax.tree.leaves, (start.params, start.extra.params))
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+
+
+def test_a_step_ahead_moves_the_teacher_and_puts_the_student_back():
+  _, before, found, _, method = lessons()
+  ahead, kept, plain = (found[k][0] for k in sorted(found))
+  equal(
+    plain.extra.params, follow(before.extra.params, plain.params, 0.5), 1e-6
+  )
+  # It was taught by what is ahead, from where it stood.
+  extra = Averaged(ahead.extra.params, before.extra.extra)
+  single = before._replace(extra=extra)
+  again, _ = jax.jit(method.step)(single, LESSON, KEY)
+  equal(ahead.params, again.params, 1e-5)
+  # Statistics are of one pass, and so is what the method counts.
+  equal(ahead.stats, plain.stats, 1e-6)
+  assert np.abs(kept.stats['mean'] - plain.stats['mean']).max() > 1e-4
+  for state in (plain, ahead, kept):
+    assert student(state).extra == before.extra.extra + 1
+    assert state.step == before.step + 1
+
+
+def test_predicts_with_the_teacher():
+  _, state, _, _, method = lessons()
+  found = jax.jit(method.predict)(state, LESSON['x'])
+  outputs, _ = NETWORK.apply(
+    state.extra.params, state.stats, LESSON['x'], None, False
+  )
+  equal(found.logits, outputs.logits, 1e-5)
+
+
+def test_steps_that_are_not_finite_are_skipped():
+  _, before, _, wrong, _ = lessons()
+  for state, metrics in wrong.values():
+    assert metrics['skipped'] == 1
+    equal((state.params, state.opt), (before.params, before.opt))
+    assert student(state).extra == before.extra.extra
+    assert state.step == before.step + 1
+    chex.assert_tree_all_finite(state)
+
+
+def test_what_is_taught_is_looked_at():
+  make = functools.partial(taught, imitate, NETWORK, optimizer())
+  for change in (
+    {'decay': 1.5},
+    {'decay': -0.1},
+    {'look_ahead': -1},
+    {'look_ahead': 1.5},
+    {'look_ahead': np.array([1, 2])},
+    {'mode': 'deeper'},
+  ):
+    with pytest.raises(ValueError, match=next(iter(change))):
+      make(**change)
+  with pytest.raises(TypeError, match='model must be'):
+    taught(imitate, 'mlp', optimizer())
 
 
 @pytest.mark.slow

@@ -49,6 +49,15 @@ Few labels
   shrinkmatch         unsure guesses too, among fewer classes
   weak_strong         the step of all these, with any rule of `jnl.pseudo`
   mix_match           sharpened guesses, mixed with labels and each other
+  mean_teacher        what the average of the network says of another view
+  fst                 guesses of an average that looks ahead
+The same in rounds, with any learner, scikit-learn's too
+  self_train          fitted, guesses that count added, and fitted again
+  fpl                 once, the k of each class that are most probably of it
+  ifpl                in rounds
+  grip                in rounds, more and more of each class
+  class_vectors       their model: cosines with a vector of each class
+  fit_vectors         a learner made of it
 Labels of every kind
   ill_mixed           noisy, partial and missing ones in one batch
 Bags: proportions, counts, any evidence
@@ -75,6 +84,8 @@ from jnl.steps import supervised as supervised
 from jnl.steps import supervised_bags as supervised_bags
 
 if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.methods._class_vectors import class_vectors as class_vectors
+  from jnl.methods._class_vectors import fit_vectors as fit_vectors
   from jnl.methods._co_teaching import co_teaching as co_teaching
   from jnl.methods._co_teaching import co_teaching_plus as co_teaching_plus
   from jnl.methods._co_teaching import decoupling as decoupling
@@ -101,6 +112,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
     estimated_transition as estimated_transition,
   )
   from jnl.methods._forward_t import forward_t as forward_t
+  from jnl.methods._fst import fst as fst
   from jnl.methods._gjs import gjs as gjs
   from jnl.methods._ill import Marginal as Marginal
   from jnl.methods._ill import ill_mixed as ill_mixed
@@ -117,6 +129,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._llp_bp import pseudo_labels as pseudo_labels
   from jnl.methods._llp_bp import refine as refine
   from jnl.methods._llp_bp import similarity_graph as similarity_graph
+  from jnl.methods._mean_teacher import mean_teacher as mean_teacher
   from jnl.methods._mix_match import mix_match as mix_match
   from jnl.methods._mlc import Corrected as Corrected
   from jnl.methods._mlc import mlc as mlc
@@ -134,6 +147,12 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
   from jnl.methods._published import published as published
+  from jnl.methods._self_training import Learner as Learner
+  from jnl.methods._self_training import SelfTrained as SelfTrained
+  from jnl.methods._self_training import fpl as fpl
+  from jnl.methods._self_training import grip as grip
+  from jnl.methods._self_training import ifpl as ifpl
+  from jnl.methods._self_training import self_train as self_train
   from jnl.methods._semi_supervised import adamatch as adamatch
   from jnl.methods._semi_supervised import dash as dash
   from jnl.methods._semi_supervised import fixmatch as fixmatch
@@ -157,6 +176,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._weak_strong import weak_strong as weak_strong
 
 _NAMES = {
+  '_class_vectors': ('class_vectors', 'fit_vectors'),
   '_co_teaching': ('co_teaching', 'co_teaching_plus', 'decoupling'),
   '_cores': ('cores',),
   '_cpc': ('Believed', 'Cleaner', 'clean_posterior', 'cpc'),
@@ -169,6 +189,7 @@ _NAMES = {
   '_elr_plus': ('Taught', 'elr_plus'),
   '_estimated': ('Estimated', 'WithMatrix', 'estimated_transition'),
   '_forward_t': ('forward_t',),
+  '_fst': ('fst',),
   '_gjs': ('gjs',),
   '_ill': (
     'Marginal',
@@ -188,6 +209,7 @@ _NAMES = {
     'refine',
     'similarity_graph',
   ),
+  '_mean_teacher': ('mean_teacher',),
   '_mix_match': ('mix_match',),
   '_mlc': ('Corrected', 'mlc'),
   '_mslc': ('Purified', 'mslc'),
@@ -196,6 +218,14 @@ _NAMES = {
   '_peer': ('peer',),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),
+  '_self_training': (
+    'Learner',
+    'SelfTrained',
+    'fpl',
+    'grip',
+    'ifpl',
+    'self_train',
+  ),
   '_semi_supervised': (
     'adamatch',
     'dash',

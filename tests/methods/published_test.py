@@ -21,7 +21,7 @@ OF_METHODS = (
   'sop', 'sop_plus', 'gjs', 'dynamic_bootstrap', 'cores', 'peer', 'forward_t',
   'dual_t', 't_revision', 'vol_min', 'ill_noisy', 'ill_partial', 'mix_match',
   'pseudo_label', 'uda', 'fixmatch', 'flexmatch', 'freematch', 'softmatch',
-  'adamatch', 'dash', 'shrinkmatch',
+  'adamatch', 'dash', 'shrinkmatch', 'mean_teacher',
 )  # fmt: skip
 
 
