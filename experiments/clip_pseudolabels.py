@@ -152,6 +152,7 @@ def main(config: Config) -> None:
     pairs = zip(tasks, outcomes[name], strict=True)
     rows = [history_of(config, *pair) for pair in pairs]
     stacked = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+    # No state is left: each round had its own learner.
     return Fit((), stacked)  # type: ignore[arg-type]
 
   def done(name: str, one: Trained) -> Trained:
@@ -443,6 +444,7 @@ def save_guesses(path: str, outcomes: dict[str, list[Outcome]]) -> None:
     arrays[f'{name}/probs'] = runs[0].probs[-1]
     arrays[f'{name}/labels'] = runs[0].labels
   with report.replacing(path) as partial:
+    # Its stubs take the names of arrays for options.
     np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
 
 

@@ -18,15 +18,13 @@ whether the virtual steps, each of the cost of a real one, are worth it.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
-import numpy as np
 
 from jnl import pseudo
-from jnl.base import Key, Method, Scalar, check
-from jnl.data import Dataset, PerRun, augment
+from jnl.base import Method, Scalar, check
+from jnl.data import Dataset, augment
 from jnl.methods import fst
 from jnl.train import (
   Comparison,
@@ -52,15 +50,7 @@ PARTS = {'at 20%': 0.2, 'at 50%': 0.5}
 """Of the training, after which the table has the accuracy too."""
 
 
-def noise(scale: float) -> augment.Augmentation:
-  """Normal noise."""
-  return functools.partial(augment.gaussian_noise, scale=scale)
-
-
-near = functools.partial(augment.pad_crop, padding=1, mode='constant')
-hidden = functools.partial(augment.cutout, size=3, fill=0.0)
-WEAK = augment.compose(near, noise(0.05))
-STRONG = augment.compose(near, hidden, noise(0.2))
+WEAK, STRONG = script.NEAR_VIEWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +89,12 @@ def main(config: Config) -> None:
       )
       epochs = 2
     runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-    labeled = few_labels(config, dataset, runs[:, 0])
+    train, c = dataset.train, dataset.num_classes
+    rows = [
+      script.few_rows(train, config.per_class, c, key, 'per_class')
+      for key in runs[:, 0]
+    ]
+    labeled = script.labeled_stream(train, rows, config.labeled)
     built = {name: build(name, config, dataset) for name in config.methods}
     out = report.own_folder(config.out, resume=config.resume)
     config = dataclasses.replace(config, out=out)
@@ -121,9 +116,7 @@ def main(config: Config) -> None:
         runs[:, 1],
         epochs=epochs,
         batch_size=config.batch_size,
-        streams={
-          'l': Stream(labeled, config.labeled, augment.views(WEAK, STRONG))
-        },
+        streams={'l': Stream(labeled, config.labeled, augment.views(WEAK))},
         augment=augment.views(WEAK, STRONG),
         held_out={'test': {'x': dataset.test.x, 'labels': dataset.test.labels}},
         checkpoint=script.checkpoint(config, name),
@@ -152,27 +145,6 @@ def check_options(config: Config) -> None:
   for name in ('per_class', 'steps', 'batch_size', 'labeled'):
     size = getattr(config, name)
     check(size >= 1, f'{name} must be at least 1, got {size}')
-
-
-def few_labels(
-  config: Config, dataset: Dataset, keys: Key
-) -> dict[str, PerRun]:
-  """The labeled rows of each run, repeated until they fill a step."""
-  train = dataset.train
-
-  def one(key: Key) -> dict[str, np.ndarray]:
-    order = jax.random.permutation(key, len(train.labels))
-    rows = np.flatnonzero(
-      script.per_class(train.labels, config.per_class, order)
-    )
-    check(
-      len(rows) == config.per_class * dataset.num_classes,
-      f'per_class: some class has fewer than {config.per_class} training rows',
-    )
-    rows = np.tile(rows, math.ceil(config.labeled / len(rows)))
-    return {'x': train.x[rows], 'labels': train.labels[rows]}
-
-  return script.per_run([one(key) for key in keys])
 
 
 def build(name: str, config: Config, dataset: Dataset) -> Method:

@@ -66,12 +66,8 @@ METHODS = (
 NETWORKS = 'noisy_student', 'student_alone'
 STUDENTS, TEACHER, STUDENT, DROPOUT = 3, (128,), (512, 512), 0.5
 """How many students, hidden layers of both, and the dropout of students."""
-near = functools.partial(augment.pad_crop, padding=1, mode='constant')
-strong = augment.compose(
-  near,
-  functools.partial(augment.cutout, size=3, fill=0.0),
-  functools.partial(augment.gaussian_noise, scale=0.2),
-)
+WEAK, STRONG = script.near, script.NEAR_VIEWS[1]
+"""What teacher and students see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +159,7 @@ def main(config: Config) -> None:
       found.append(one_run(policy, learner, x, dataset, own))
     known[name] = columns(found)
     say(name, found)
+    # No state is left: each round had its own learner.
     return Fit(None, curves(config, found))  # type: ignore[arg-type]
 
   def done(name: str, one: Trained) -> Trained:
@@ -287,19 +284,10 @@ def copies(per_class: int) -> pseudo.Rule:
 
 def few_labels(config: Config, dataset: Dataset, key: jax.Array) -> np.ndarray:
   """Labels [n] of a few rows of each class, and -1."""
-  labels, c = dataset.train.labels, dataset.num_classes
-  each, rest = divmod(config.labels, c)
-  check(
-    each >= 1 and not rest,
-    f'labels must be a multiple of the {c} classes, got {config.labels}',
-  )
-  order = jax.random.permutation(key, len(labels))
-  own = script.per_class(labels, each, order)
-  check(
-    own.sum() == config.labels,
-    f'labels: some class has fewer than {each} training rows',
-  )
-  return np.where(own, labels, -1)
+  train, c = dataset.train, dataset.num_classes
+  each = script.each_class(config.labels, c)
+  own = script.few_rows(train, each, c, key)
+  return np.where(own, train.labels, -1)
 
 
 def say(name: str, found: list[Rounds]) -> None:
@@ -387,7 +375,7 @@ def networks(
 
   def learner(x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Any:
     nonlocal first
-    (method, predict), view = (teacher, near) if first else (student, strong)
+    (method, predict), view = (teacher, WEAK) if first else (student, STRONG)
     first, own = False, next(keys)
     # Rows as often as they weigh, so that each network sees as many.
     seed = int(jax.random.randint(own, (), 0, 2**31 - 1))
@@ -401,7 +389,7 @@ def networks(
       epochs=config.epochs,
       batch_size=config.batch_size,
       augment=augment.views(view),
-      label='teacher' if view is near else 'student',
+      label='teacher' if view is WEAK else 'student',
     )
     return functools.partial(predict, found.state)
 

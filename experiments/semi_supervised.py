@@ -59,7 +59,7 @@ from jnl.base import (
   check,
   check_name,
 )
-from jnl.data import Dataset, PerRun, augment
+from jnl.data import Dataset, augment
 from jnl.methods import Settings, published, weak_strong
 from jnl.teacher import averaged
 from jnl.train import (
@@ -99,24 +99,13 @@ def contrast(keys: Key, x: Array) -> Array:
   return (mean + factor * (x - mean)).astype(x.dtype)
 
 
-def faded(scale: float) -> augment.Augmentation:
-  """Normal noise."""
-  return functools.partial(augment.gaussian_noise, scale=scale)
-
-
-def hidden(size: int) -> augment.Augmentation:
-  """A black square."""
-  return functools.partial(augment.cutout, size=size, fill=0.0)
-
-
-near = functools.partial(augment.pad_crop, padding=1, mode='constant')
 shift = functools.partial(augment.pad_crop, padding=2, mode='constant')
 VIEWS: dict[str, tuple[augment.Augmentation, augment.Augmentation]] = {
   'shift': (
-    augment.compose(near, faded(0.05)),
-    augment.compose(near, contrast, hidden(3), faded(0.2)),
+    script.NEAR_VIEWS[0],
+    augment.compose(script.near, contrast, script.hidden(3), script.faded(0.2)),
   ),
-  'crop': (shift, augment.compose(shift, hidden(12))),
+  'crop': (shift, augment.compose(shift, script.hidden(12))),
   'crop_flip': (script.crop_flip, script.STRONG_VIEWS['crop_flip']),
 }
 """A weak view, and a strong one."""
@@ -158,7 +147,9 @@ def main(config: Config) -> None:
     n = len(dataset.train.labels)
     ways = {name: settings_of(name, config, n) for name in config.methods}
     runs = jax.random.split(jax.random.key(0), (config.seeds, 2))
-    few_labels(config, dataset, runs[:1, 0], 1)  # looks at what there is
+    train, c = dataset.train, dataset.num_classes
+    each = script.each_class(config.labels, c)
+    rows = [script.few_rows(train, each, c, key) for key in runs[:, 0]]
     out = report.own_folder(config.out, resume=config.resume)
     config = dataclasses.replace(config, out=out)
   print(f'{config.labels} labels beside {n} examples')
@@ -177,7 +168,7 @@ def main(config: Config) -> None:
     way = ways[name]
     weak, strong = VIEWS[way.views]
     second = weak if name in ('mix_match', 'mean_teacher') else strong
-    labeled = few_labels(config, dataset, runs[:, 0], way.labeled)
+    labeled = script.labeled_stream(train, rows, way.labeled)
     stream = Stream(labeled, way.labeled, views(name, weak, weak))
     with script.logging(config, name) as log:
       return fit_many(
@@ -241,30 +232,6 @@ def check_options(config: Config) -> None:
     size = getattr(config, name)
     check(size >= 1, f'{name} must be at least 1, got {size}')
   check(0 <= config.ema < 1, f'ema must lie in [0, 1), got {config.ema:g}')
-
-
-def few_labels(
-  config: Config, dataset: Dataset, keys: Key, least: int
-) -> dict[str, PerRun]:
-  """The labeled rows of each run, repeated until there are so many."""
-  train, c = dataset.train, dataset.num_classes
-  each, rest = divmod(config.labels, c)
-  check(
-    each >= 1 and not rest,
-    f'labels must be a multiple of the {c} classes, got {config.labels}',
-  )
-
-  def one(key: Key) -> dict[str, np.ndarray]:
-    order = jax.random.permutation(key, len(train.labels))
-    rows = np.flatnonzero(script.per_class(train.labels, each, order))
-    check(
-      len(rows) == config.labels,
-      f'labels: some class has fewer than {each} training rows',
-    )
-    rows = np.tile(rows, math.ceil(least / len(rows)))
-    return {'x': train.x[rows], 'labels': train.labels[rows]}
-
-  return script.per_run([one(key) for key in keys])
 
 
 def views(

@@ -476,6 +476,14 @@ def check_scalar(name: str, value: Scalar) -> None:
   )
 
 
+def check_int(name: str, value: Any, low: int = 1) -> None:
+  """Raises ValueError unless this is an int of at least `low`."""
+  check(
+    isinstance(value, int | np.integer) and value >= low,
+    f'{name} must be an int of at least {low}, got {value}',
+  )
+
+
 def check_range(
   name: str,
   value: Scalar,

@@ -3,13 +3,32 @@
 Those of a length start or end at 1, and are 1 throughout if it is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 
 import jax.numpy as jnp
 
 from jnl.base import Array, Scalar, check
 from jnl.inputs import check_range
+
+Schedule = Callable[[Array], Scalar]
+"""A number by the steps taken, [] int32."""
+
+
+def at_step(value: Scalar | Schedule, step: Array) -> Scalar:
+  """A number, or what a function of the step says.
+
+  Args:
+    value: either.
+    step: [] int.
+
+  Returns:
+    The number.
+
+  >>> at_step(2.0, 3), at_step(lambda step: step / 6, 3)
+  (2.0, 0.5)
+  """
+  return value(step) if callable(value) else value
 
 
 def _progress(step: Scalar, length: Scalar) -> Array:

@@ -23,18 +23,16 @@ from jnl.base import (
   Refit,
   Scalar,
   State,
-  check,
   check_batch,
   check_name,
   example_keys,
   global_grad,
   unplaced,
 )
-from jnl.inputs import check_range
+from jnl.inputs import check_int, check_range
+from jnl.ramps import Schedule, at_step
 from jnl.steps import check_model, ema, guarded_step, select
 
-Schedule = Callable[[Array], Scalar]
-"""A number by the steps taken, [] int32."""
 Teacher = Callable[[Inputs], Outputs]
 """What a teacher says of inputs, without gradient."""
 MODES = ('deep', 'wide')
@@ -205,10 +203,7 @@ def taught(
   """
   check_model(model)
   check_name('mode', mode, MODES)
-  check(
-    isinstance(look_ahead, int) and look_ahead >= 0,
-    f'look_ahead must be an int of at least 0, got {look_ahead}',
-  )
+  check_int('look_ahead', look_ahead, 0)
   if not callable(decay):
     check_range('decay', decay, 0, 1)
   way = _Way(loss_fn, model, tx, look_ahead, mode, restore)
@@ -221,7 +216,7 @@ def taught(
     return State(jnp.int32(0), params, stats, tx.init(params), extra)
 
   def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    rate = decay(state.step) if callable(decay) else decay
+    rate = at_step(decay, state.step)
     average, inner = state.extra.params, student(state)
     if look_ahead:
       future, average = _ahead(way, inner, average, rate, batch, key)

@@ -24,7 +24,13 @@ from jnl.base import (
   check,
   is_concrete,
 )
-from jnl.inputs import check_between, check_range, read_floats, read_labels
+from jnl.inputs import (
+  check_between,
+  check_int,
+  check_range,
+  read_floats,
+  read_labels,
+)
 from jnl.methods._self_training import Learner, Predict
 from jnl.select import class_means, nearest_prototype
 from jnl.steps import supervised
@@ -139,10 +145,7 @@ def fit_vectors(
   vectors = _read_vectors(vectors)
   for name, value in (('scale', scale), ('learning_rate', learning_rate)):
     check_range(name, value, 0, open_low=True)
-  check(
-    isinstance(steps, int | np.integer) and steps >= 1,
-    f'steps must be an int of at least 1, got {steps}',
-  )
+  check_int('steps', steps)
   numbers = scale, learning_rate
 
   def fit(x: Any, labels: np.ndarray, weights: np.ndarray) -> Predict:

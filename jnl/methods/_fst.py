@@ -20,11 +20,11 @@ from jnl.base import (
   global_mean,
 )
 from jnl.inputs import check_range
-from jnl.methods._mean_teacher import check_weight, now, read_lesson
-from jnl.methods._weak_strong import correct_of
+from jnl.methods._mean_teacher import read_lesson
+from jnl.methods._weak_strong import check_weight, correct_of
 from jnl.pseudo import Rule, Seen
-from jnl.ramps import ema_rate_warmup
-from jnl.teacher import Schedule, Teacher, taught
+from jnl.ramps import Schedule, at_step, ema_rate_warmup
+from jnl.teacher import Teacher, taught
 
 
 def fst(
@@ -150,5 +150,5 @@ def _loss(
     'used': global_mean(w, missing),
     **correct_of(lesson.batch, targets, missing * w),
   }
-  loss = supervised + now(weight, state.step) * unsupervised
+  loss = supervised + at_step(weight, state.step) * unsupervised
   return loss, Aux(lesson.stats, memory, metrics)

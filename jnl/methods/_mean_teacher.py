@@ -23,10 +23,10 @@ from jnl.base import (
 from jnl.methods._elr_plus import read_labels
 from jnl.methods._mixing import mixed_losses
 from jnl.methods._published import few_labels
-from jnl.methods._weak_strong import correct_of, read_batch
-from jnl.ramps import linear_rampup
+from jnl.methods._weak_strong import check_weight, correct_of, read_batch
+from jnl.ramps import Schedule, at_step, linear_rampup
 from jnl.steps import model_keys, training_pass
-from jnl.teacher import Schedule, Teacher, taught
+from jnl.teacher import Teacher, taught
 
 
 class Lesson(NamedTuple):
@@ -139,7 +139,7 @@ def _loss(
     'unsupervised': unsupervised,
     **correct_of(lesson.batch, targets, missing),
   }
-  loss = supervised + now(weight, state.step) * unsupervised
+  loss = supervised + at_step(weight, state.step) * unsupervised
   return loss, Aux(lesson.stats, state.extra, metrics)
 
 
@@ -189,30 +189,6 @@ def read_lesson(
   there = (present + missing)[:, None] > 0
   probs = jnp.where(there, jax.nn.softmax(said.astype(wide)), 1 / c)
   return Lesson(batch, outputs.logits, probs, labels, present, missing, stats)
-
-
-def now(value: Scalar | Schedule, step: Array) -> Scalar:
-  """A number, or what a function of the step says.
-
-  Args:
-    value: either.
-    step: [] int.
-
-  Returns:
-    The number.
-  """
-  return value(step) if callable(value) else value
-
-
-def check_weight(weight: Scalar | Schedule) -> None:
-  """Raises ValueError if a weight is a negative number.
-
-  Args:
-    weight: or a function of the step.
-  """
-  check(
-    callable(weight) or weight >= 0, f'weight must be at least 0, got {weight}'
-  )
 
 
 def _published_weight(step: Array) -> Array:

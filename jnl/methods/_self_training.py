@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from jnl.base import Array, PyTree, check
-from jnl.inputs import check_simplex
+from jnl.inputs import check_int, check_simplex
 from jnl.pseudo import Rule, Seen, boards, growing_quota
 
 Predict = Callable[[Any], ArrayLike]
@@ -327,10 +327,7 @@ def _read(
 ) -> tuple[Any, np.ndarray]:
   """Inputs whose rows can be taken, and labels [n] int32."""
   check(callable(fit), f'fit must be a function, got {fit!r}')
-  check(
-    isinstance(rounds, int | np.integer) and rounds >= 1,
-    f'rounds must be an int of at least 1, got {rounds}',
-  )
+  check_int('rounds', rounds)
   array = np.asarray(x)
   x = array if array.ndim else x  # of a sparse matrix numpy knows nothing
   n = np.shape(x)[:1]

@@ -12,9 +12,9 @@ from jnl import pseudo
 from jnl.base import Array, Method, Metrics, Model, Outputs, Scalar, check
 from jnl.inputs import check_range
 from jnl.methods._published import few_labels
-from jnl.methods._weak_strong import Schedule, weak_strong
+from jnl.methods._weak_strong import weak_strong
 from jnl.pseudo import Seen
-from jnl.ramps import linear_rampup
+from jnl.ramps import Schedule, linear_rampup
 
 
 def pseudo_label(

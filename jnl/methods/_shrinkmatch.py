@@ -22,8 +22,9 @@ from jnl.base import (
   global_mean,
 )
 from jnl.methods._published import few_labels
-from jnl.methods._weak_strong import Schedule, weak_strong
+from jnl.methods._weak_strong import weak_strong
 from jnl.pseudo import Rule, Seen, Shrinking
+from jnl.ramps import Schedule, at_step
 from jnl.steps import check_model
 
 SLOPE = 0.1
@@ -175,8 +176,7 @@ def shrinkmatch(
     )
     counts = pseudo.shrinkable(seen.probs, threshold=threshold)
     shrunk = memory.ratio * global_mean(values, seen.unlabeled)
-    lam = weight(seen.step) if callable(weight) else weight
-    return lam * shrunk, {
+    return at_step(weight, seen.step) * shrunk, {
       'shrunk': shrunk,
       'used_shrunk': global_mean(counts, seen.unlabeled),
     }

@@ -31,6 +31,7 @@ from jnl.base import (
   tables_of,
 )
 from jnl.pseudo import Rule, Seen
+from jnl.ramps import Schedule, at_step
 from jnl.steps import (
   apply_views,
   check_losses,
@@ -40,8 +41,6 @@ from jnl.steps import (
   model_keys,
 )
 
-Schedule = Callable[[Array], Scalar]
-"""A number by the steps taken, [] int32."""
 Target = Callable[[Array, Array], Array]
 """What is learned, by (probabilities [b, c], the step []): [b, c]."""
 Term = Callable[[PyTree, Seen, Outputs, Array], tuple[Array, Metrics]]
@@ -132,9 +131,7 @@ def weak_strong(
   "FixMatch: Simplifying Semi-Supervised Learning with Consistency and
   Confidence", NeurIPS 2020, arXiv 2001.07685.
   """
-  check(
-    callable(weight) or weight >= 0, f'weight must be at least 0, got {weight}'
-  )
+  check_weight(weight)
 
   def init_extra(key: Key) -> Guessing:
     del key
@@ -162,7 +159,7 @@ def weak_strong(
       'supervised': _supervised(weak, batch, present, anneal, state.step),
       'unsupervised': global_mean(values, missing * w, missing),
     }
-    lam = weight(state.step) if callable(weight) else weight
+    lam = at_step(weight, state.step)
     total = parts['supervised'] + lam * parts['unsupervised']
     if term is not None:
       added, own = term(memory.policy, seen, strong, w)
@@ -172,6 +169,17 @@ def weak_strong(
     return total, Aux(stats, memory, parts)
 
   return from_loss(loss_fn, model, tx, init_extra=init_extra)
+
+
+def check_weight(weight: Scalar | Schedule) -> None:
+  """Raises ValueError if a weight is a negative number.
+
+  Args:
+    weight: or a function of the step.
+  """
+  check(
+    callable(weight) or weight >= 0, f'weight must be at least 0, got {weight}'
+  )
 
 
 def read_batch(

@@ -19,7 +19,17 @@ from jnl.base import (
   write_rows,
 )
 from jnl.inputs import check_range
-from jnl.pseudo._rule import Rule, Seen, follow, mean_rows, read, some, top
+from jnl.pseudo._rule import (
+  Rule,
+  Seen,
+  follow,
+  mean_rows,
+  read,
+  some,
+  top,
+  weights_of,
+)
+from jnl.pseudo._targets import hard
 
 
 class Learned(NamedTuple):
@@ -106,7 +116,7 @@ def flexmatch(
     sure, guess = top(seen)
     b = memory.learned[guess]
     there = seen.unlabeled > 0
-    weights = there & (sure >= threshold * (b / (2 - b)))
+    weights = weights_of(seen, sure >= threshold * (b / (2 - b)))
     moved = there & (sure >= threshold)
     old = read_rows(memory.chosen, seen.index)
     # Never below -1: what is written waits for what is read, or XLA would copy
@@ -123,8 +133,7 @@ def flexmatch(
     known = (most > 0) & (jnp.maximum(most, none) < n)
     learned = counts / jnp.maximum(whole, 1).astype(jnp.float32)
     learned = jnp.where(known, learned, memory.learned)
-    memory = Learned(chosen, counts, learned)
-    return memory, weights.astype(seen.probs.dtype)
+    return Learned(chosen, counts, learned), weights
 
   return Rule(init, apply)
 
@@ -203,16 +212,13 @@ def freematch(
       level = global_mean(sure, seen.unlabeled)
     else:
       level = global_quantile(sure, seen.unlabeled > 0, quantile)
-    hits = jax.nn.one_hot(guess, num_classes, dtype=seen.probs.dtype)
-    here = Levels(
-      level, *(mean_rows(v, seen.unlabeled) for v in (seen.probs, hits))
-    )
+    both = seen.probs, hard(seen.probs)
+    here = Levels(level, *(mean_rows(v, seen.unlabeled) for v in both))
     new = follow(memory, here, momentum, some(seen.unlabeled))
     if clip is not None:
       new = new._replace(sure=jnp.minimum(new.sure, clip))
     of_class = new.probs / jnp.max(new.probs)
-    weights = (sure >= new.sure * of_class[guess]) & (seen.unlabeled > 0)
-    return new, weights.astype(seen.probs.dtype)
+    return new, weights_of(seen, sure >= new.sure * of_class[guess])
 
   return Rule(init, apply)
 

@@ -22,6 +22,7 @@ from jnl.base import (
 )
 from jnl.inputs import (
   as_array,
+  check_int,
   check_range,
   check_simplex,
   read_floats,
@@ -308,11 +309,3 @@ def _read(
   check_simplex('probs', given, where=ok)
   ok &= jnp.all(jnp.isfinite(given), axis=1)
   return given.astype(jnp.promote_types(given.dtype, jnp.float32)), ok
-
-
-def check_int(name: str, value: int, low: int = 1) -> None:
-  """Raises ValueError unless this is an int of at least `low`."""
-  check(
-    isinstance(value, int | np.integer) and value >= low,
-    f'{name} must be an int of at least {low}, got {value}',
-  )

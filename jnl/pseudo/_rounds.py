@@ -4,9 +4,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from jnl.base import Array, PyTree, Scalar, check, gather, global_sum, own_rows
-from jnl.inputs import check_range
-from jnl.pseudo._quotas import check_int, top_per_class
-from jnl.pseudo._rule import Rule, Seen, nothing, read, top
+from jnl.inputs import check_int, check_range
+from jnl.pseudo._quotas import top_per_class
+from jnl.pseudo._rule import Rule, Seen, nothing, read, top, weights_of
 from jnl.select import small_loss
 
 CUTS = 50
@@ -175,12 +175,11 @@ def transductive() -> Rule:
 
   def apply(memory: PyTree, seen: Seen) -> tuple[PyTree, Array]:
     seen = read(seen)
-    there = seen.unlabeled > 0
     sure, guess = top(seen)
-    limits = thresholds(*gather((seen.probs, there)))
+    limits = thresholds(*gather((seen.probs, seen.unlabeled > 0)))
     own = guess[:, None] == jnp.arange(len(limits))
-    chosen = jnp.any(own & (sure[:, None] >= limits), axis=1) & there
-    return memory, chosen.astype(seen.probs.dtype)
+    chosen = jnp.any(own & (sure[:, None] >= limits), axis=1)
+    return memory, weights_of(seen, chosen)
 
   return Rule(nothing, apply)
 

@@ -26,7 +26,7 @@ class Seen(NamedTuple):
   probs: Array
   unlabeled: Array
   labeled: Array
-  index: Array  # type: ignore[assignment]  # tuples have a method
+  index: Array  # type: ignore[assignment]  # hides tuple.index; as in batches
   step: Array
 
 
@@ -103,6 +103,19 @@ def top(seen: Seen) -> tuple[Array, Array]:
     [b] and [b] int.
   """
   return jnp.max(seen.probs, axis=1), jnp.argmax(seen.probs, axis=1)
+
+
+def weights_of(seen: Seen, chosen: Array) -> Array:
+  """The weights [b] of unlabeled rows that are chosen, 1 or 0.
+
+  Args:
+    seen: as `read` gives it.
+    chosen: [b] bool.
+
+  Returns:
+    [b].
+  """
+  return (chosen & (seen.unlabeled > 0)).astype(seen.probs.dtype)
 
 
 def mean_rows(values: Array, weights: Array) -> Array:

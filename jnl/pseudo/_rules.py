@@ -12,8 +12,16 @@ from jnl.base import (
 )
 from jnl.inputs import check_range
 from jnl.logspace import safe_log
-from jnl.pseudo._rule import Rule, Seen, nothing, read, some, top
-from jnl.pseudo._targets import sharpen
+from jnl.pseudo._rule import (
+  Rule,
+  Seen,
+  nothing,
+  read,
+  some,
+  top,
+  weights_of,
+)
+from jnl.pseudo._targets import hard, sharpen
 
 ENTROPY_OFFSET = 1e-10
 """Added to probabilities in a logarithm, as FST's code has it."""
@@ -33,7 +41,7 @@ def everything() -> Rule:
 
   def apply(memory: PyTree, seen: Seen) -> tuple[PyTree, Array]:
     seen = read(seen)
-    return memory, _of(seen, seen.unlabeled > 0)
+    return memory, weights_of(seen, seen.unlabeled > 0)
 
   return Rule(nothing, apply)
 
@@ -68,7 +76,9 @@ def fixed(threshold: Scalar = 0.95, *, strict: bool = False) -> Rule:
   def apply(memory: PyTree, seen: Seen) -> tuple[PyTree, Array]:
     seen = read(seen)
     sure, _ = top(seen)
-    return memory, _of(seen, sure > threshold if strict else sure >= threshold)
+    return memory, weights_of(
+      seen, sure > threshold if strict else sure >= threshold
+    )
 
   return Rule(nothing, apply)
 
@@ -107,7 +117,7 @@ def relative(threshold: Scalar = 0.95) -> Rule:
     sure, _ = top(seen)
     mean = global_mean(sure, seen.labeled)
     mean = jnp.where(some(seen.labeled), mean, 1)
-    return memory, _of(seen, sure >= threshold * mean)
+    return memory, weights_of(seen, sure >= threshold * mean)
 
   return Rule(nothing, apply)
 
@@ -179,8 +189,7 @@ def dash_targets(
   [1.0, 0.0]
   """
   soft = sharpen(probs, temperature)
-  hard = jnp.argmax(soft, axis=-1)[..., None] == jnp.arange(soft.shape[-1])
-  return jnp.where(threshold <= least, hard.astype(soft.dtype), soft)
+  return jnp.where(threshold <= least, hard(soft), soft)
 
 
 def dash(
@@ -236,7 +245,7 @@ def dash(
       seen.probs, rho, least=least, temperature=temperature
     )
     losses = -jnp.sum(targets * safe_log(seen.probs), axis=1)
-    return memory, _of(seen, losses <= rho)
+    return memory, weights_of(seen, losses <= rho)
 
   return Rule(nothing, apply)
 
@@ -278,11 +287,6 @@ def low_entropy(percent: Scalar = 80.0) -> Rule:
     logs = jnp.log(seen.probs + ENTROPY_OFFSET)
     entropy = -jnp.sum(seen.probs * logs, axis=1)
     limit = global_quantile(entropy, seen.unlabeled > 0, percent / 100)
-    return memory, _of(seen, entropy < limit)
+    return memory, weights_of(seen, entropy < limit)
 
   return Rule(nothing, apply)
-
-
-def _of(seen: Seen, chosen: Array) -> Array:
-  """The weights of unlabeled rows that are chosen."""
-  return (chosen & (seen.unlabeled > 0)).astype(seen.probs.dtype)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 
 from jnl import nets, noise
-from jnl.base import Model, check, check_name
+from jnl.base import Key, Model, check, check_name
 from jnl.data import Dataset, Examples, PerRun, augment, load, take
 from jnl.meta import first_adam
 from jnl.train import report
@@ -293,6 +294,79 @@ def per_class(
   return rank < (size[labels] if size.ndim else size)
 
 
+def few_rows(
+  part: Examples, size: int, num_classes: int, key: Key, name: str = 'labels'
+) -> np.ndarray:
+  """Rows drawn from each class, as many: the few that have a label.
+
+  Args:
+    part: the training set.
+    size: how many of each class.
+    num_classes: c.
+    key: says which.
+    name: the option that says how many, for the error.
+
+  Returns:
+    [n] bool.
+
+  Raises:
+    ValueError: if a class has fewer rows.
+  """
+  order = jax.random.permutation(key, len(part.labels))
+  rows = per_class(part.labels, size, order)
+  check(
+    rows.sum() == size * num_classes,
+    f'{name}: some class has fewer than {size} training rows',
+  )
+  return rows
+
+
+def each_class(labels: int, num_classes: int) -> int:
+  """How many of each class so many labels are.
+
+  Args:
+    labels: how many in all.
+    num_classes: c.
+
+  Returns:
+    The number.
+
+  Raises:
+    ValueError: if it is not as many of each.
+
+  >>> each_class(40, 10)
+  4
+  """
+  size, rest = divmod(labels, num_classes)
+  check(
+    size >= 1 and not rest,
+    f'labels must be a multiple of the {num_classes} classes, got {labels}',
+  )
+  return size
+
+
+def labeled_stream(
+  part: Examples, rows: Sequence[np.ndarray], least: int
+) -> dict[str, PerRun]:
+  """The labeled rows of each run, repeated until there are so many.
+
+  Args:
+    part: the training set.
+    rows: of each run, [n] bool, as many in each; see `few_rows`.
+    least: how many a step takes.
+
+  Returns:
+    `PerRun` arrays `x` and `labels`, for a `Stream`.
+  """
+
+  def one(own: np.ndarray) -> dict[str, np.ndarray]:
+    index = np.flatnonzero(own)
+    index = np.tile(index, math.ceil(least / len(index)))
+    return {'x': part.x[index], 'labels': part.labels[index]}
+
+  return per_run([one(own) for own in rows])
+
+
 def bag_arrays(part: Examples, bags: noise.Bags) -> dict[str, np.ndarray]:
   """Bags of examples with two classes, as the arrays of a data set.
 
@@ -328,15 +402,45 @@ def per_run(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, PerRun]:
 
 # --- views, networks, optimizers ---------------------------------------------
 
+
+def faded(scale: float) -> augment.Augmentation:
+  """Examples with normal noise of that deviation.
+
+  Args:
+    scale: the deviation.
+
+  Returns:
+    The augmentation.
+  """
+  return functools.partial(augment.gaussian_noise, scale=scale)
+
+
+def hidden(size: int) -> augment.Augmentation:
+  """Images with a black square somewhere.
+
+  Args:
+    size: its side in pixels.
+
+  Returns:
+    The augmentation.
+  """
+  return functools.partial(augment.cutout, size=size, fill=0.0)
+
+
+near = functools.partial(augment.pad_crop, padding=1, mode='constant')
+"""Shifts by a pixel."""
+NEAR_VIEWS = (
+  augment.compose(near, faded(0.05)),
+  augment.compose(near, hidden(3), faded(0.2)),
+)
+"""A weak and a strong view of images as small as digits."""
 crop_flip = augment.compose(augment.pad_crop, augment.flip)
 VIEWS: dict[str, augment.Augmentation | None] = {
   'none': None,
   'crop_flip': crop_flip,
 }
 """What may be done to images: nothing; shifts by 4 and mirrors."""
-noise_view = augment.compose(
-  augment.feature_dropout, functools.partial(augment.gaussian_noise, scale=0.1)
-)
+noise_view = augment.compose(augment.feature_dropout, faded(0.1))
 STRONG_VIEWS: dict[str, augment.Augmentation] = {
   'none': noise_view,
   'crop_flip': augment.compose(crop_flip, augment.fixmatch_augment),
