@@ -8,6 +8,7 @@ First steps
   nets.from_nnx, nets.from_linen     your network as a model
   data.from_arrays, from_table       your arrays, images, texts, tables
   train.fit(method, data, key, ...)  trains it
+  train.adapt(adapter, state, ...)   goes on at test time, without labels
   estimator.NoisyLabelClassifier     all of it, as scikit-learn has it
 Rooms
   audit       which labels are wrong: confident learning, scores, duplicates
@@ -32,6 +33,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from jnl.base import Adapter as Adapter
 from jnl.base import Method as Method
 from jnl.base import Model as Model
 from jnl.base import Outputs as Outputs
@@ -103,4 +105,7 @@ if not TYPE_CHECKING:  # to mypy, a name that is not there is an error
 
 
 def __dir__() -> list[str]:
-  return ['Method', 'Model', 'Outputs', 'State', 'Table', *__all__]
+  return [
+    *('Adapter', 'Method', 'Model', 'Outputs', 'State', 'Table'),
+    *__all__,
+  ]

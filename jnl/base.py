@@ -160,6 +160,25 @@ class Method(NamedTuple):
   refit: Refit | None = None
 
 
+class Adapter(NamedTuple):
+  """A way to go on learning from the stream that is asked about, label-free.
+
+  As in a `Method` the functions are pure and of the global view; but the answer
+  is part of the step, and there is no `predict`: what a batch is answered by
+  exists only while it is looked at.
+
+  Attributes:
+    init: `(params, stats) -> State`, from a trained network.
+    step: `(state, batch, key) -> (state, outputs)` for one batch: the answers,
+      [b, ...], then what is learned from it. The batch has no labels. Rows
+      [b] that the adapter has to say beside its logits stand in `outputs.aux`,
+      by name.
+  """
+
+  init: Callable[[Params, Stats], State]
+  step: Callable[[State, Batch, Key], tuple[State, Outputs]]
+
+
 # --- checks ------------------------------------------------------------------
 
 

@@ -372,7 +372,7 @@ def of_stream(batch: Batch, name: str) -> Batch:
   }
   b = jax.tree.leaves(found['x'])[0].shape[0]
   found.setdefault('weight', jnp.ones(b))
-  found.setdefault('index', _positions(b))
+  found.setdefault('index', positions(b))
   return found
 
 
@@ -485,7 +485,18 @@ def _interleave(
   return both.reshape(sum(sizes), *both.shape[2:])
 
 
-def _positions(b: int) -> Array:
+def positions(b: int) -> Array:
+  """Where the examples of this device stand in the batch of all devices.
+
+  Args:
+    b: how many this device has.
+
+  Returns:
+    [b] int.
+
+  >>> positions(3).tolist()
+  [0, 1, 2]
+  """
   first = lax.axis_index(AXIS) * b if axis_is_bound() else 0
   return first + jnp.arange(b)
 
@@ -999,7 +1010,7 @@ def ema(average: T, values: T, decay: Scalar) -> T:
 
   Args:
     average: a, a tree of arrays.
-    values: v, a tree like it.
+    values: v, a tree like it. What is not floating point is taken as it is.
     decay: d in [0, 1].
 
   Returns:
@@ -1008,8 +1019,13 @@ def ema(average: T, values: T, decay: Scalar) -> T:
   >>> ema(jnp.array([1.0]), jnp.array([0.0]), 0.75).tolist()
   [0.75]
   """
-  moved = optax.incremental_update(values, average, 1 - decay)
-  return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, average)
+
+  def moved(old: Array, new: Array) -> Array:
+    if not jnp.issubdtype(old.dtype, jnp.inexact):
+      return new
+    return optax.incremental_update(new, old, 1 - decay).astype(old.dtype)
+
+  return jax.tree.map(moved, average, values)
 
 
 def per_example_step(

@@ -1,4 +1,11 @@
-"""Teachers: what is evaluated or imitated is not what is trained."""
+"""Teachers: what is evaluated or imitated is not what is trained.
+
+A teacher is an average of its student's weights (`follow`, `averaged`,
+`taught`), or the network that came, to which a student goes back in part
+(`restore`). While the stream that is asked about is learned from,
+`batch_statistics` normalizes by the batch, and `norm_parameters` are what may
+be moved with little risk.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +30,10 @@ from jnl.base import (
   Refit,
   Scalar,
   State,
+  Stats,
+  check,
   check_batch,
+  check_key,
   check_name,
   example_keys,
   global_grad,
@@ -323,6 +333,219 @@ def part_of(batch: Batch, key: Key, k: int, parts: int) -> Batch:
     given = batch.get(weight, jnp.ones(drawn.shape))
     found[weight] = jnp.where(drawn == k, given, 0)
   return found
+
+
+# --- networks that go on learning ---------------------------------------------
+
+
+def batch_statistics(model: Model) -> Model:
+  """A network that normalizes by the batch it is given, and remembers nothing.
+
+  By its pass in training, whatever it is asked for; the statistics it came with
+  stay as they are. Where the examples of a batch come from another distribution
+  than those of training, this alone repairs much.
+
+  Args:
+    model: the network, trained. Without batch normalization its answers are
+      what they were.
+
+  Returns:
+    A model whose `apply` needs no keys. It depends on the whole batch: one of
+    few examples, or of one class, is answered badly.
+
+  Raises:
+    TypeError: if `model` is no `Model`.
+    ValueError: when it is applied, if its training pass is random (dropout); by
+      networks of `jnl.nets` also for a batch that has a single value of each
+      channel, which would be answered the same whatever it is.
+
+  >>> from jnl.nets import MLP, from_linen
+  >>> model = batch_statistics(from_linen(MLP(2, (4,), batch_norm=True), (3,)))
+  >>> params, stats = model.init(jax.random.key(0))
+  >>> outputs, new = model.apply(params, stats, jnp.eye(3), None, False)
+  >>> new is stats, [round(float(m), 4) for m in outputs.features.mean(0)] != 0
+  (True, True)
+
+  Reference: Nado, Padhy, Sculley, D'Amour, Lakshminarayanan, Snoek, "Evaluating
+  Prediction-Time Batch Normalization for Robustness under Covariate Shift",
+  2020, arXiv 2006.10963.
+  """
+  check_model(model)
+  sure: set[Any] = set()  # shapes that were looked at
+
+  def apply(
+    params: Params,
+    stats: Stats,
+    x: Inputs,
+    keys: Key | None,
+    train: bool,
+    *mask: Array,
+  ) -> tuple[Outputs, Stats]:
+    del keys, train
+    if not jax.tree.leaves(stats):
+      mask = ()
+    elif not mask:
+      mask = (jnp.ones(jax.tree.leaves(x)[0].shape[:1], bool),)
+    shapes = tuple((a.shape, a.dtype) for a in jax.tree.leaves(x))
+    if shapes not in sure:
+      _check_not_random(model, params, stats, x, mask)
+      sure.add(shapes)
+    return model.apply(params, stats, x, None, True, *mask)[0], stats
+
+  return Model(model.init, apply)
+
+
+def _check_not_random(
+  model: Model,
+  params: Params,
+  stats: Stats,
+  x: Inputs,
+  mask: tuple[Array, ...],
+) -> None:
+  """Raises if the outputs of a training pass depend on its keys."""
+  b = jax.tree.leaves(x)[0].shape[0]
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
+
+  def outputs(keys: Key, params: Params, stats: Stats, x: Inputs) -> Outputs:
+    return model.apply(params, stats, x, keys, True, *mask)[0]
+
+  traced = jax.make_jaxpr(outputs)(keys, params, stats, x).jaxpr
+  first = [i == 0 for i in range(len(traced.invars))]
+  check(
+    not any(_reached(traced, first)),
+    'the network draws random numbers in training (dropout), which its answers '
+    'must not depend on: build it with a dropout rate of 0, the parameters are '
+    'the same',
+  )
+
+
+def _reached(jaxpr: Any, marked: list[bool]) -> list[bool]:
+  """Which results of a jaxpr depend on the arguments that are marked."""
+  depends = {id(v) for v, m in zip(jaxpr.invars, marked, strict=True) if m}
+  for equation in jaxpr.eqns:
+    own = [id(v) in depends for v in equation.invars]
+    if not any(own):
+      continue
+    inner = [
+      getattr(p, 'jaxpr', p)
+      for p in equation.params.values()
+      if hasattr(getattr(p, 'jaxpr', p), 'eqns')
+    ]
+    results = [True] * len(equation.outvars)
+    if len(inner) == 1 and len(inner[0].invars) == len(own):
+      found = _reached(inner[0], own)
+      results = found if len(found) == len(results) else results
+    depends |= {
+      id(v) for v, r in zip(equation.outvars, results, strict=True) if r
+    }
+  return [id(v) in depends for v in jaxpr.outvars]
+
+
+def norm_parameters(params: Params, stats: Stats) -> PyTree:
+  """Which parameters are the scales and biases of normalization layers.
+
+  Args:
+    params: a tree of nested mappings, as Flax has them.
+    stats: batch statistics. A layer that has a `mean` and a `var` in them is
+      batch normalization, whatever it is called; other layers count if they
+      have nothing but a `scale` and a `bias` and a name that holds 'norm', such
+      as `LayerNorm_0`.
+
+  Returns:
+    A tree like `params`, of Python bools.
+
+  >>> params = {'Dense_0': {'kernel': 0.0, 'bias': 0.0},
+  ...   'BatchNorm_0': {'scale': 0.0, 'bias': 0.0}}
+  >>> stats = {'batch_stats': {'BatchNorm_0': {'mean': 0.0, 'var': 1.0}}}
+  >>> norm_parameters(params, stats)['BatchNorm_0']
+  {'scale': True, 'bias': True}
+  >>> norm_parameters(params, {})['Dense_0']
+  {'kernel': False, 'bias': False}
+  """
+  kept: dict[tuple[str, ...], set[str]] = {}
+  for path, _ in jax.tree_util.tree_leaves_with_path(stats):
+    *layer, name = _names(path)
+    kept.setdefault(tuple(layer), set()).add(name)
+  batch = {layer for layer, names in kept.items() if {'mean', 'var'} <= names}
+  batch |= {layer[1:] for layer in batch}  # within a collection of Flax
+  own: dict[tuple[str, ...], set[str]] = {}
+  for path, _ in jax.tree_util.tree_leaves_with_path(params):
+    names = _names(path)
+    own.setdefault(names[:-1], set()).add(names[-1])
+
+  def counts(layer: tuple[str, ...]) -> bool:
+    named = any('norm' in name.lower() for name in layer[-1:])
+    alone = 'scale' in own[layer] and own[layer] <= {'scale', 'bias'}
+    return layer in batch or (named and alone)
+
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: counts(_names(path)[:-1]), params
+  )
+
+
+def _names(path: Any) -> tuple[str, ...]:
+  """The keys on the way to a leaf."""
+  return tuple(
+    str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
+    for k in path
+  )
+
+
+def restore(
+  key: Key, params: Params, source: Params, rate: Scalar
+) -> tuple[Params, PyTree]:
+  r"""Parameters of which a random part goes back to where they came from.
+
+  .. math:: \theta \leftarrow m \theta_0 + (1 - m)\, \theta, \qquad m_i \sim
+     \mathrm{Bernoulli}(\mathrm{rate})
+
+  Each number by itself; whole layers, or teachers, are not what this is for.
+
+  Args:
+    key: of the step; each array has one of its own.
+    params: theta, a tree of arrays. Those that are not floating point stay.
+    source: theta_0, a tree like it.
+    rate: in [0, 1], the share that goes back; .01 in the paper, .001 on
+      ImageNet.
+
+  Returns:
+    The parameters; and the masks m, a tree like them, of bool.
+
+  Raises:
+    ValueError: if `rate` is out of range, or the trees do not fit.
+    TypeError: if `key` is none.
+
+  >>> restore(jax.random.key(0), jnp.ones(3), jnp.zeros(3), 1.0)[0].tolist()
+  [0.0, 0.0, 0.0]
+
+  Reference: Wang, Fink, Van Gool, Dai, "Continual Test-Time Domain Adaptation",
+  CVPR 2022, arXiv 2203.13591.
+  """
+  check_key(key)
+  check_range('rate', rate, 0, 1)
+  leaves, tree = jax.tree.flatten(params)
+  sources = jax.tree.leaves(source)
+  check(
+    str(jax.tree.structure(source)) == str(tree),
+    f'source must be a tree like params, {tree}',
+  )
+  new, masks = [], []
+  for i, (p, p0) in enumerate(zip(leaves, sources, strict=True)):
+    p, p0 = jnp.asarray(p), jnp.asarray(p0)
+    check(
+      p.shape == p0.shape,
+      f'source must be like params, got shapes {p0.shape} and {p.shape}',
+    )
+    mask = jnp.zeros(p.shape, bool)
+    if jnp.issubdtype(p.dtype, jnp.floating):
+      own = jax.random.fold_in(key, i)
+      mask = jax.random.uniform(own, p.shape) < rate
+    new.append(jnp.where(mask, p0, p))
+    masks.append(mask)
+  return jax.tree.unflatten(tree, new), jax.tree.unflatten(tree, masks)
+
+
+# --- methods that have a teacher ----------------------------------------------
 
 
 def student(state: State) -> State:

@@ -69,7 +69,9 @@ Compared with other examples, or with another view
   cores2_sieve               CORES: the examples that it keeps
   f_divergence               that of paired from unpaired inputs and labels
   kl_consistency             divergence of one view from another
+  symmetric_consistency      cross-entropy of either view against the other
   vat                        divergence under the worst small change of x
+  entropy                    of the prediction, without a label (TENT)
 Divergences for `f_divergence`
   Divergence                 the two functions that make one
   TOTAL_VARIATION            total variation, the most robust
@@ -224,9 +226,11 @@ from jnl.losses._regularizers import (
   elr_penalty,
   elr_plus_labels,
   elr_targets,
+  entropy,
   kl_consistency,
   sop,
   sop_probs,
+  symmetric_consistency,
   vat,
 )
 from jnl.losses._robust import (
@@ -280,6 +284,7 @@ __all__ = [
   'elr_penalty',
   'elr_plus_labels',
   'elr_targets',
+  'entropy',
   'f_divergence',
   'focal',
   'forward',
@@ -325,6 +330,7 @@ __all__ = [
   'similarity_smoothness',
   'sop',
   'sop_probs',
+  'symmetric_consistency',
   't_revision',
   'taylor_ce',
   'tempered_log_softmax',

@@ -296,6 +296,71 @@ def kl_consistency(logits: ArrayLike, other_logits: ArrayLike) -> Array:
   return jnp.sum(jnp.exp(log_other) * (log_other - log_p), axis=-1)
 
 
+def symmetric_consistency(logits: ArrayLike, target_logits: ArrayLike) -> Array:
+  r"""Cross-entropy of two views against each other, one of them held fixed.
+
+  .. math::
+     \ell = -\tfrac12 \sum_k p'_k \log p_k - \tfrac12 \sum_k p_k \log p'_k
+
+  CoTTA on ImageNet; elsewhere the first sum alone, twice, `em.consistency`. The
+  second draws to where the target is sure.
+
+  Args:
+    logits: z with p = softmax(z), [..., c], of the view that learns.
+    target_logits: z', [..., c], of the view that teaches; no gradient.
+
+  Returns:
+    [...], at least float32, >= 0.
+
+  Raises:
+    TypeError, ValueError: if `logits` or `target_logits` are malformed.
+
+  >>> z = jnp.array([0., 0.])
+  >>> round(float(symmetric_consistency(z, z)), 3)
+  0.693
+
+  Reference: Wang, Fink, Van Gool, Dai, "Continual Test-Time Domain Adaptation",
+  CVPR 2022, arXiv 2203.13591; the form of its code for ImageNet.
+  """
+  logits = read_logits(logits, masked=True)
+  target = _like(target_logits, logits, 'target_logits')
+  target = read_logits(target, 'target_logits', masked=True)
+  target = jax.lax.stop_gradient(target.astype(logits.dtype))
+
+  def cross(weigh: Array, z: Array) -> Array:
+    p = logspace.probs(weigh)
+    terms = p * jnp.where(p == 0, 0, logspace.log_probs(z))  # 0 log 0 = 0
+    return -jnp.sum(terms, axis=-1)
+
+  return (cross(target, logits) + cross(logits, target)) / 2
+
+
+def entropy(logits: ArrayLike) -> Array:
+  r"""Entropy of a prediction: how unsure it is, in nats.
+
+  .. math:: -\sum_k p_k \log p_k, \qquad p = \mathrm{softmax}(z)
+
+  What TENT makes small on a stream without labels.
+
+  Args:
+    logits: z, [..., c].
+
+  Returns:
+    [...], at least float32, in [0, log c].
+
+  Raises:
+    TypeError, ValueError: if `logits` are malformed.
+
+  >>> entropy(jnp.array([[0., 0.], [1e4, -1e4]])).round(3).tolist()
+  [0.6930000185966492, 0.0]
+
+  Reference: Wang, Shelhamer, Liu, Olshausen, Darrell, "Tent: Fully Test-Time
+  Adaptation by Entropy Minimization", ICLR 2021, arXiv 2006.10726.
+  """
+  logits = read_logits(logits, masked=True)
+  return 0 - logspace.negative_entropy(logits)[..., 0]  # never -0
+
+
 def vat(
   predict: Callable[[Array], Array],
   x: ArrayLike,

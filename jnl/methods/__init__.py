@@ -67,6 +67,11 @@ Bags: proportions, counts, any evidence
   weak_em             EM on the posterior of any evidence (`jnl.automata`)
   llp_bp              counts and neighbors, by belief propagation, in rounds
   refine              its parts: `similarity_graph`, `pseudo_labels`, this
+A stream without labels, at test time; each is a `jnl.Adapter`
+  batch_norm_adapt    normalized by the batch, nothing learned
+  tent                its entropy made smaller, by the norm layers alone
+  cotta               an average of weights, over views where unsure
+  confidence_quantile its threshold
 By name
   build               a method or a loss, for a training set of a size
   known_names         the names there are
@@ -90,6 +95,9 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._co_teaching import co_teaching_plus as co_teaching_plus
   from jnl.methods._co_teaching import decoupling as decoupling
   from jnl.methods._cores import cores as cores
+  from jnl.methods._cotta import Adapting as Adapting
+  from jnl.methods._cotta import confidence_quantile as confidence_quantile
+  from jnl.methods._cotta import cotta as cotta
   from jnl.methods._cpc import Believed as Believed
   from jnl.methods._cpc import Cleaner as Cleaner
   from jnl.methods._cpc import clean_posterior as clean_posterior
@@ -170,6 +178,8 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._storm import Rescaled as Rescaled
   from jnl.methods._storm import storm as storm
   from jnl.methods._t_revision import t_revision as t_revision
+  from jnl.methods._tent import batch_norm_adapt as batch_norm_adapt
+  from jnl.methods._tent import tent as tent
   from jnl.methods._vol_min import vol_min as vol_min
   from jnl.methods._weak_em import weak_em as weak_em
   from jnl.methods._weak_strong import Guessing as Guessing
@@ -179,6 +189,7 @@ _NAMES = {
   '_class_vectors': ('class_vectors', 'fit_vectors'),
   '_co_teaching': ('co_teaching', 'co_teaching_plus', 'decoupling'),
   '_cores': ('cores',),
+  '_cotta': ('Adapting', 'confidence_quantile', 'cotta'),
   '_cpc': ('Believed', 'Cleaner', 'clean_posterior', 'cpc'),
   '_divide_mix': ('Divided', 'divide_mix'),
   '_dllp': ('dllp',),
@@ -240,6 +251,7 @@ _NAMES = {
   '_sop': ('SparseNoise', 'learned_noise', 'sop', 'sop_plus'),
   '_storm': ('Rescaled', 'storm'),
   '_t_revision': ('t_revision',),
+  '_tent': ('batch_norm_adapt', 'tent'),
   '_vol_min': ('vol_min',),
   '_weak_em': ('weak_em',),
   '_weak_strong': ('Guessing', 'weak_strong'),

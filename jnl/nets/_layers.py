@@ -9,7 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jnl.base import Array, Key, check, global_sum
+from jnl.base import AXIS, Array, Key, axis_is_bound, check, global_sum
 
 
 class Dropout(nn.Module):
@@ -106,13 +106,20 @@ def rows_of(mask: Array, x: Array) -> Array:
   example are taken to be together.
 
   Raises:
-    ValueError: if x has no whole number of rows for each example.
+    ValueError: if x has no whole number of rows for each example, or a single
+      value of each channel.
   """
   times, rest = divmod(x.shape[0], mask.size)
   check(
     times >= 1 and rest == 0,
     f'batch normalization has {x.shape[0]} rows, which a mask of {mask.size} '
     'examples does not fit',
+  )
+  devices = lax.axis_size(AXIS) if axis_is_bound() else 1
+  check(
+    x.size * devices > x.shape[-1],
+    'batch normalization has a batch of one value of each channel, from which '
+    'its mean takes all there is: the batch must have at least 2 examples',
   )
   return jnp.repeat(mask, times).reshape(-1, *(1,) * (x.ndim - 1))
 

@@ -3,10 +3,11 @@
 `fit` trains a method, `fit_many` several runs of one, `train_each` several
 methods, and `record` and `compare` say what came of them; `evaluate` scores a
 state on held-out data by a `Score`, of which `scores` has the usual ones.
-`out_of_fold` gives probabilities of every row by a model that has not seen it.
-`parallel` and `place` wire a step of a loop of one's own to several devices.
-`report` writes tables, JSON lines and plots, `page` what an audit of labels
-found, to be looked at; `script` is for experiments.
+`adapt` answers a stream that an adapter learns from, and `out_of_fold` gives
+probabilities of every row by a model that has not seen it. `parallel` and
+`place` wire a step of a loop of one's own to several devices. `report` writes
+tables, JSON lines and plots, `page` what an audit of labels found, to be looked
+at; `script` is for experiments.
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.train import report as report
   from jnl.train import scores as scores
   from jnl.train import script as script
+  from jnl.train._adapt import Adapted as Adapted
+  from jnl.train._adapt import adapt as adapt
   from jnl.train._checkpoint import open_checkpoints as open_checkpoints
   from jnl.train._cli import option as option
   from jnl.train._cli import options as options
@@ -51,6 +54,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.train._score import Score as Score
 
 _NAMES = {
+  '_adapt': ('Adapted', 'adapt'),
   '_checkpoint': ('open_checkpoints',),
   '_cli': ('option', 'options', 'parse', 'run'),
   '_compare': (

@@ -20,7 +20,6 @@ from jnl.base import (
   AXIS,
   Batch,
   Key,
-  Metrics,
   PyTree,
   State,
   check,
@@ -31,7 +30,7 @@ from jnl.base import (
 )
 
 How = Literal['jit', 'shard_map', 'pmap']
-Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
+Step = Callable[[Any, Batch, Key], tuple[Any, Any]]
 
 
 def specs(tree: PyTree) -> PyTree:
@@ -197,11 +196,13 @@ def parallel(
   *,
   mesh: Mesh | None = None,
   check_vma: bool = True,
+  per_example: bool = False,
 ) -> Step:
   """The same step, compiled for a mesh; the state is donated (not by pmap).
 
   Args:
-    step: `(state, batch, key) -> (state, metrics)`, as in `Method`.
+    step: `(state, batch, key) -> (state, metrics)`, as in `Method`; or that of
+      an `Adapter`, `(state, batch, key) -> (state, outputs)`.
     state: a state or its `jax.eval_shape`: only its structure is looked at.
     how: `'jit'` (global view, the default), `'shard_map'` or `'pmap'`.
     mesh: from `data_mesh`, by default over all devices. Its axes, and those
@@ -209,6 +210,9 @@ def parallel(
     check_vma: the check of `jax.shard_map`, as there on by default. Without it
       a loss or metric that is no mean over all devices is taken from the first
       one in silence.
+    per_example: what the step gives beside the state is arrays [b, ...], one
+      row for each example, and split as the batch is; by default it is metrics,
+      the same on all devices.
 
   Returns:
     A function like `step`. Every array of the batch is split over its first
@@ -230,14 +234,15 @@ def parallel(
   )
   _check_shards(state, mesh)
   state_specs = specs(state)
+  rest = P(AXIS) if per_example else P()
   if how == 'pmap':
-    return _looked_at(_pmapped(step, state_specs, mesh))
+    return _looked_at(_pmapped(step, state_specs, mesh, per_example))
   if how == 'shard_map':
     step = jax.shard_map(
       step,
       mesh=mesh,
       in_specs=(state_specs, P(AXIS), P()),
-      out_specs=(state_specs, P()),
+      out_specs=(state_specs, rest),
       check_vma=check_vma,
     )
   placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs)
@@ -245,7 +250,7 @@ def parallel(
   compiled = jax.jit(
     step,
     in_shardings=(placed, NamedSharding(mesh, P(AXIS)), everywhere),
-    out_shardings=(placed, everywhere),
+    out_shardings=(placed, NamedSharding(mesh, rest)),
     donate_argnums=0,
   )
   return _looked_at(compiled)
@@ -256,7 +261,7 @@ def _looked_at(step: Step) -> Step:
   first = [True]
 
   @functools.wraps(step)
-  def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+  def run(state: State, batch: Batch, key: Key) -> tuple[State, Any]:
     found = [v for k, v in batch.items() if k.partition('_')[0] == 'index']
     here = any(isinstance(index, np.ndarray) for index in found)
     on_device = [v for v in found if isinstance(v, jax.Array)]
@@ -269,7 +274,9 @@ def _looked_at(step: Step) -> Step:
   return run
 
 
-def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
+def _pmapped(
+  step: Step, state_specs: PyTree, mesh: Mesh, per_example: bool
+) -> Step:
   """pmap sees one leading axis of devices, which this adds and takes away."""
   axes = jax.tree.map(lambda spec: 0 if spec == P(AXIS) else None, state_specs)
   devices = mesh.size
@@ -277,7 +284,7 @@ def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
     step,
     axis_name=AXIS,
     in_axes=(axes, 0, None),
-    out_axes=(axes, None),
+    out_axes=(axes, 0 if per_example else None),
     devices=mesh.devices.flatten().tolist(),
   )
 
@@ -294,10 +301,12 @@ def _pmapped(step: Step, state_specs: PyTree, mesh: Mesh) -> Step:
       is_leaf=is_table,
     )
 
-  def run(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-    state, metrics = mapped(
+  def run(state: State, batch: Batch, key: Key) -> tuple[State, Any]:
+    state, rest = mapped(
       tables(split, state), jax.tree.map(split, dict(batch)), key
     )
-    return tables(join, state), metrics
+    if per_example:
+      rest = jax.tree.map(join, rest)
+    return tables(join, state), rest
 
   return run

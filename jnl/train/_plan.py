@@ -519,20 +519,38 @@ def _check_whole_numbers(
     one = functools.partial(collect_rows, predict, plan.scores[name])
     seen[f'held_out[{name!r}]'] = one, batch, ()
   for argument, (f, batch, rest) in seen.items():
-    for name, values in batch.items():
-      dtype = getattr(values, 'dtype', bool)
-      if not (name.startswith('x') and jnp.issubdtype(dtype, jnp.integer)):
-        continue
-      jaxpr = jax.make_jaxpr(f)(abstract, batch, *rest)
-      tree: PyTree = (abstract, batch, *rest)
-      raw = jax.tree.map(lambda _: False, tree)
-      raw[1][name] = True
-      check(
-        not traced.multiplied_raw(jaxpr, jax.tree.leaves(raw)),
-        f'{argument}: {name} holds whole numbers ({values.dtype}), and the '
-        'network multiplies them by its weights as they are. Scale pixels '
-        '(x / 255; data.from_arrays does), on the host or in augment; give '
-        'tokens a network that looks them up, such as nets.build("ngram", c); '
-        'or mean it: x.astype(np.float32)',
-        TypeError,
-      )
+    check_scaled(argument, f, abstract, batch, *rest)
+
+
+def check_scaled(
+  argument: str, f: Callable, state: PyTree, batch: Batch, *rest: Any
+) -> None:
+  """Raises if pixels or tokens are multiplied by weights as they are.
+
+  Args:
+    argument: what the error calls the arrays.
+    f: `(state, batch, *rest) -> ...`, traced.
+    state: of a method, or its shapes.
+    batch: arrays by name, or their shapes; those called x are looked at.
+    *rest: further arguments of `f`.
+
+  Raises:
+    TypeError: naming the array.
+  """
+  for name, values in batch.items():
+    dtype = getattr(values, 'dtype', bool)
+    if not (name.startswith('x') and jnp.issubdtype(dtype, jnp.integer)):
+      continue
+    tree: PyTree = (state, batch, *rest)
+    jaxpr = jax.make_jaxpr(f)(*tree)
+    raw = jax.tree.map(lambda _: False, tree)
+    raw[1][name] = True
+    check(
+      not traced.multiplied_raw(jaxpr, jax.tree.leaves(raw)),
+      f'{argument}: {name} holds whole numbers ({values.dtype}), and the '
+      'network multiplies them by its weights as they are. Scale pixels '
+      '(x / 255; data.from_arrays does), on the host or in augment; give '
+      'tokens a network that looks them up, such as nets.build("ngram", c); '
+      'or mean it: x.astype(np.float32)',
+      TypeError,
+    )
