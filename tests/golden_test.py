@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 
+import golden_adapt
 import golden_aggregate
 import golden_audit
 import golden_automata
@@ -40,6 +41,7 @@ FILES = sorted(FOLDER.glob('*.npz'))
 OWN = FOLDER == DEFAULT
 pytestmark = [] if OWN else [pytest.mark.unbounded]
 CHECKS = {
+  **golden_adapt.CHECKS,
   **golden_aggregate.CHECKS,
   **golden_audit.CHECKS,
   **golden_automata.CHECKS,

@@ -13,6 +13,7 @@
   class_means                a prototype of each class
   update_prototypes          the same, by momentum over batches
   nearest_prototype          the class whose prototype is nearest
+  split_threshold            scores parted where the sides vary least (Otsu)
 
 `ramps.forget_rate` is how many small losses are left out, `losses.cores2_sieve`
 another choice by the loss of an example, `neighbors` who is near whom.
@@ -40,6 +41,7 @@ from jnl.select._small_loss import (
   jocor,
   small_loss,
 )
+from jnl.select._split import split_threshold
 
 __all__ = [
   'BetaMixture',
@@ -59,6 +61,7 @@ __all__ = [
   'lrt_delta',
   'nearest_prototype',
   'small_loss',
+  'split_threshold',
   'update_prototypes',
 ]
 
