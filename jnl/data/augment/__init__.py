@@ -23,6 +23,10 @@ Policies
   OPS               the operations
   RAND_AUGMENT_OPS  those of RandAugment
   CIFAR10_POLICY    the sub-policies of AutoAugment
+Corruptions
+  corrupt           noise, blur, fog and the like, severities 1 to 5
+  CIFAR_C           the strengths of CIFAR-10-C and CIFAR-100-C
+  MNIST_C           those of MNIST-C
 """
 
 from jnl.data.augment._basic import (
@@ -35,6 +39,7 @@ from jnl.data.augment._basic import (
   pad_crop,
   views,
 )
+from jnl.data.augment._corruptions import CIFAR_C, MNIST_C, corrupt
 from jnl.data.augment._ops import OPS, distort
 from jnl.data.augment._policies import (
   CIFAR10_POLICY,
@@ -46,11 +51,14 @@ from jnl.data.augment._policies import (
 
 __all__ = [
   'CIFAR10_POLICY',
+  'CIFAR_C',
+  'MNIST_C',
   'OPS',
   'RAND_AUGMENT_OPS',
   'Augmentation',
   'auto_augment',
   'compose',
+  'corrupt',
   'cutout',
   'distort',
   'feature_dropout',
