@@ -169,7 +169,7 @@ def noise_images(key: Key, n: int, shape: Sequence[int]) -> Array:
     TypeError, ValueError: if an argument is malformed.
 
   >>> x = noise_images(jax.random.key(0), 2, (4, 4, 3))
-  >>> x.shape, x.min((1, 2, 3)).tolist(), x.max((1, 2, 3)).tolist()
+  >>> x.shape, x.min((1, 2, 3)).tolist(), x.max((1, 2, 3)).round(6).tolist()
   ((2, 4, 4, 3), [0.0, 0.0], [1.0, 1.0])
 
   Reference: see `adand`.
@@ -182,7 +182,8 @@ def noise_images(key: Key, n: int, shape: Sequence[int]) -> Array:
   axes = tuple(range(1, z.ndim))
   z = z - jnp.min(z, axis=axes, keepdims=True)
   high = jnp.max(z, axis=axes, keepdims=True)
-  return z / jnp.where(high > 0, high, 1)
+  # By a reciprocal, as compiled, the quotient may be a rounding above 1.
+  return jnp.minimum(z / jnp.where(high > 0, high, 1), 1)
 
 
 def _step(
@@ -218,9 +219,8 @@ def _step(
     'skipped': like(jnp.where(done, 0, 1)),
   }
   taken = jnp.where(done, state.step + 1, state.step)
-  return State(taken, *new, extra), Outputs(
-    batch['logits'], batch['features'], aux
-  )
+  frozen = Outputs(*(jnp.asarray(batch[k]) for k in ('logits', 'features')))
+  return State(taken, *new, extra), frozen._replace(aux=aux)
 
 
 def _read_detector(params: Params) -> dict[str, Array]:
@@ -233,7 +233,10 @@ def _read_detector(params: Params) -> dict[str, Array]:
     f'gives them first, a dict of weights [d, 2] and bias [2], got '
     f'{sorted(params) if isinstance(params, dict) else type(params).__name__}',
   )
-  params = {k: read_floats(f'params[{k!r}]', params[k]) for k in names}
+  # Copies: a state is donated, and these may be shared with another one.
+  params = {
+    k: jnp.array(read_floats(f'params[{k!r}]', params[k])) for k in names
+  }
   weights, bias = params['weights'].shape, params['bias'].shape
   check(
     len(weights) == 2 and weights[1:] == bias == (2,),

@@ -60,7 +60,8 @@ def split_threshold(
   check_int('grid', grid)
   if is_concrete(scores, there):
     rows = np.isnan(np.asarray(scores, np.float64)) & np.asarray(there)
-    check(not rows.any(), f'scores must not be NaN; row {rows.argmax()} is')
+    first = np.flatnonzero(rows)[:1]
+    check(not len(first), f'scores must not be NaN; row {first} is')
   return _split(whole(scores), whole(there), int(grid))[0]
 
 

@@ -2,7 +2,8 @@
 
 Of labels: `accuracy` (the default), `balanced_accuracy`, `worst_class`,
 `macro_f1`, `micro_f1`, `f1`, `expected_calibration_error`; of two classes:
-`roc_auc`, `average_precision`; of candidates: `coverage`; of bags: `bag_nll`.
+`roc_auc`, `average_precision`, `fpr_at_95`; of rows of which some are of no
+class: `harmonic_accuracy`; of candidates: `coverage`; of bags: `bag_nll`.
 `mean` and `quantiles` make one of any value of an example, `join` one of
 several. Each gives numbers by name: `accuracy` of a set `test` is the column
 `test_accuracy` of a history. A row of weight 0 is not there, whatever it holds;
@@ -320,6 +321,40 @@ def average_precision_of(
   return _ratio(jnp.sum(positive * precision), jnp.sum(positive)) + unknown
 
 
+def fpr_at_95_of(
+  values: Array, labels: Array, weight: ArrayLike | None = None
+) -> Array:
+  """How many negatives rank as high as 95% of the positives, at the least.
+
+  .. math:: \\min_t \\{ FPR(t) : TPR(t) \\ge .95 \\}
+
+  over thresholds t, rows of value t above it. Some codes take instead the
+  threshold whose recall is nearest to .95.
+
+  Args:
+    values: [n], that rank.
+    labels: [n] int or bool, 1 for positives and 0.
+    weight: [n], by default 1; a row of weight 0 is not there.
+
+  Returns:
+    [] float32 in [0, 1]; .95, as of a coin, where a class is absent.
+
+  >>> values = jnp.array([.1, .4, .4, .8])
+  >>> float(fpr_at_95_of(values, jnp.array([0, 0, 1, 1])))
+  0.5
+  """
+  values, positive, negative, unknown = _split(values, labels, weight)
+  order = jnp.argsort(-values)
+  ranked = -values[order]
+  last = jnp.searchsorted(ranked, ranked, 'right', method='sort') - 1
+  found = jnp.cumsum(positive[order])
+  wrong = jnp.cumsum(negative[order])
+  enough = found >= 0.95 * found[-1]
+  least = jnp.min(wrong[last], initial=wrong[-1], where=enough[last])
+  both = (found[-1] > 0) & (wrong[-1] > 0)
+  return jnp.where(both, _ratio(least, wrong[-1]), 0.95) + unknown
+
+
 def _split(
   values: Array, labels: Array, weight: ArrayLike | None
 ) -> tuple[Array, Array, Array, Array]:
@@ -369,6 +404,105 @@ roc_auc = _of_ranks('roc_auc', roc_auc_of)
 """The area under the ROC curve of two classes; see `roc_auc_of`."""
 average_precision = _of_ranks('average_precision', average_precision_of)
 """The average precision of the second of two classes."""
+fpr_at_95 = _of_ranks('fpr_at_95', fpr_at_95_of)
+"""The false positives at 95% recall of the second class; `fpr_at_95_of`."""
+
+
+# --- rows of no class --------------------------------------------------------
+
+
+class HarmonicAccuracy(NamedTuple):
+  """How right it is to keep some rows and to reject others.
+
+  Attributes:
+    kept: [], of the rows that have a class, how many are kept, and of the class
+      that is said; Acc_S in the paper.
+    rejected: [], of those that have none, how many are rejected; Acc_N.
+    harmonic: [], the harmonic mean of both; Acc_H.
+  """
+
+  kept: Array
+  rejected: Array
+  harmonic: Array
+
+
+def harmonic_accuracy_of(
+  predictions: Array,
+  rejected: Array,
+  labels: Array,
+  weight: ArrayLike | None = None,
+) -> HarmonicAccuracy:
+  r"""Accuracy where some rows are of no class, and are to be rejected.
+
+  .. math:: H = 2 S N / (S + N)
+
+  with S the share of right and kept rows among those of a class, and N the
+  share of rejected rows among the others.
+
+  Args:
+    predictions: [n] int, the class that is said.
+    rejected: [n] bool, the rows that are said to have none.
+    labels: [n] int; negative is of no class.
+    weight: [n], by default 1; a row of weight 0 is not there.
+
+  Returns:
+    All three, float32; NaN of rows that there are none of, so that a stream
+    without noise has no harmonic mean.
+
+  Raises:
+    ValueError: if an argument is not [n].
+
+  >>> said, rejected = jnp.array([0, 1, 1, 2]), jnp.array([0, 0, 1, 0], bool)
+  >>> labels = jnp.array([0, 0, -1, -1])
+  >>> [float(x) for x in harmonic_accuracy_of(said, rejected, labels)]
+  [0.5, 0.5, 0.5]
+
+  Reference: Cao, Zhong, Zhou, Liu, Liu, Han, "Noisy Test-Time Adaptation in
+  Vision-Language Models", ICLR 2025, arXiv 2502.14604.
+  """
+  labels = jnp.asarray(labels)
+  weight = jnp.ones(labels.shape) if weight is None else jnp.asarray(weight)
+  for name, rows in (
+    ('predictions', predictions),
+    ('rejected', rejected),
+    ('labels', labels),
+    ('weight', weight),
+  ):
+    check(
+      jnp.shape(rows) == labels.shape and labels.ndim == 1,
+      f'{name} must be [n] as labels are, got shape {jnp.shape(rows)} for '
+      f'labels {labels.shape}',
+    )
+  of_class, rejected = labels >= 0, jnp.asarray(rejected).astype(bool)
+
+  def share(hit: Array, own: Array) -> Array:
+    w = jnp.where(own, weight, 0).astype(jnp.float32)
+    return jnp.where(jnp.any(w > 0), global_mean(hit, w), jnp.nan)
+
+  right = ~rejected & (jnp.asarray(predictions) == labels)
+  kept, found = share(right, of_class), share(rejected, ~of_class)
+  either = kept + found
+  mean = 2 * kept * found / jnp.where(either == 0, 1, either)
+  return HarmonicAccuracy(kept, found, mean)
+
+
+def _kept_and_rejected(outputs: Any, batch: Batch) -> tuple[Array, Array]:
+  return _top(outputs, batch), outputs.aux['noise']
+
+
+def _harmonic(rows: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+  found = harmonic_accuracy_of(*rows, arrays['labels'], arrays['weight'])
+  return {
+    'kept_accuracy': found.kept,
+    'rejected_accuracy': found.rejected,
+    'harmonic_accuracy': found.harmonic,
+  }
+
+
+harmonic_accuracy = Score(_kept_and_rejected, _harmonic)
+"""Of outputs whose `aux['noise']` [b] says which rows are rejected, and labels
+of which the negative ones are of no class: `kept_accuracy`,
+`rejected_accuracy`, `harmonic_accuracy`; see `harmonic_accuracy_of`."""
 
 
 # --- quantiles ---------------------------------------------------------------

@@ -33,7 +33,7 @@ OF_CLASSES = scores.join(
   ),
   scores.expected_calibration_error(bins=7),
 )
-OF_TWO = scores.join(scores.roc_auc, scores.average_precision)
+OF_TWO = scores.join(scores.roc_auc, scores.average_precision, scores.fpr_at_95)
 
 
 def numbers_of(score):
@@ -107,6 +107,13 @@ def test_scores_of_classes_are_those_of_scikit_learn():
   assert len(np.unique(labels[3])) == 3
 
 
+def fpr_at_95(labels, values, sample_weight=None):
+  fpr, tpr, _ = metrics.roc_curve(
+    labels, values, sample_weight=sample_weight, drop_intermediate=False
+  )
+  return fpr[tpr >= 0.95 - 1e-9].min()
+
+
 def test_scores_of_two_classes_are_those_of_scikit_learn():
   logits, dirty, labels, weight = cases(2, 1)
   found = numbers_of(OF_TWO)(dirty, {'labels': labels, 'weight': weight})
@@ -116,6 +123,7 @@ def test_scores_of_two_classes_are_those_of_scikit_learn():
     for name, of in (
       ('roc_auc', metrics.roc_auc_score),
       ('average_precision', metrics.average_precision_score),
+      ('fpr_at_95', fpr_at_95),
     ):
       np.testing.assert_allclose(
         found[name][r], of(y, odds, sample_weight=w), atol=2e-6, err_msg=name
@@ -124,6 +132,7 @@ def test_scores_of_two_classes_are_those_of_scikit_learn():
 
 roc_auc_of = jax.jit(scores.roc_auc_of)
 average_precision_of = jax.jit(scores.average_precision_of)
+fpr_at_95_of = jax.jit(scores.fpr_at_95_of)
 quantiles_of = jax.jit(scores.quantiles_of)
 
 
@@ -142,6 +151,17 @@ def test_ranks_of_many_with_and_without_ties(levels):
     metrics.average_precision_score(labels, values),
     atol=1e-6,
   )
+  np.testing.assert_allclose(
+    fpr_at_95_of(values, labels), fpr_at_95(labels, values), atol=1e-6
+  )
+
+
+def test_95_of_100_positives_are_enough():
+  values, labels = np.arange(200.0, dtype=np.float32), np.arange(200) >= 100
+  values[100:105] = 49.5  # five of them rank above half of the others
+  assert fpr_at_95_of(values, labels) == 0
+  values[105] = 49.5
+  assert fpr_at_95_of(values, labels) == 0.5
 
 
 def test_small_sets_by_enumeration():
@@ -166,15 +186,58 @@ def test_sets_without_a_class_or_without_weight():
       scores.roc_auc_of(values, y, weight),
       scores.average_precision_of(values, y, weight),
       scores.quantiles_of(values, np.array([0.5]), weight),
+      scores.fpr_at_95_of(values, y, weight),
     )
   )
   for y in (0, 1):
-    auc, precision, _ = of_one(np.full(4, y), zero + 1)
+    auc, precision, _, fpr = of_one(np.full(4, y), zero + 1)
     assert auc == 0.5
     assert precision == y
-  auc, _, quantile = of_one(np.arange(4) % 2, zero)
+    assert fpr == np.float32(0.95)
+  auc, _, quantile, fpr = of_one(np.arange(4) % 2, zero)
   assert auc == 0.5
+  assert fpr == np.float32(0.95)
   assert np.isnan(quantile).all()
+
+
+def test_rows_of_no_class_are_to_be_rejected():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(N, C)).astype(np.float32)
+  labels = np.where(rng.random(N) < 0.6, rng.integers(0, C, N), -1)
+  logits[np.arange(N), labels] += 2
+  noise, weight = rng.random(N) < 0.3, rng.choice([0, 0.5, 2], N)
+  known, top = labels >= 0, logits.argmax(1)
+  kept = metrics.accuracy_score(
+    labels[known], np.where(noise, -2, top)[known], sample_weight=weight[known]
+  )
+  found = metrics.recall_score(~known, noise, sample_weight=weight)
+  assert 0 < found < kept < 1
+  expected = {
+    'kept_accuracy': kept,
+    'rejected_accuracy': found,
+    'harmonic_accuracy': 2 / (1 / kept + 1 / found),
+  }
+  dirty = np.where(weight[:, None] > 0, logits, np.nan)
+  arrays = {'x': dirty, 'y': noise, 'labels': labels, 'weight': weight}
+  score = scores.harmonic_accuracy._replace(
+    forward=lambda predict, state, batch: Outputs(
+      batch['x'], batch['x'], {'noise': batch['y']}
+    )
+  )
+  assert evaluate(lambda _, x: x, None, arrays, score=score) == {
+    k: pytest.approx(v, abs=1e-6) for k, v in expected.items()
+  }
+  of = jax.jit(scores.harmonic_accuracy_of)
+  clean = of(top[known], noise[known], labels[known])
+  assert np.isnan(clean.rejected)
+  assert np.isnan(clean.harmonic)
+  assert 0 < clean.kept < 1
+  never = of(top, np.zeros(N, bool), labels)
+  assert (never.rejected, never.harmonic) == (0, 0)
+  nothing = of(np.full(N, C), np.zeros(N, bool), labels)
+  assert (nothing.kept, nothing.harmonic) == (0, 0)
+  with pytest.raises(ValueError, match=r'rejected must be \[n\]'):
+    scores.harmonic_accuracy_of(top, noise[:, None], labels)
 
 
 def test_quantiles_count_a_weight_as_copies():
@@ -294,9 +357,10 @@ def test_what_has_diverged_shows_unless_it_is_not_there():
       scores.roc_auc_of(values, labels, weight),
       scores.average_precision_of(values, labels, weight),
       scores.quantiles_of(values, np.array([0.5]), weight)[0],
+      scores.fpr_at_95_of(values, labels, weight),
       *error.reduce((labels == 1, values), {'weight': weight}).values(),
     )
   )
   for gone in (False, True):
     found = numbers(np.array([1, not gone, 1, 1], np.float32))
-    assert [bool(np.isnan(v)) for v in found] == [not gone] * 4
+    assert [bool(np.isnan(v)) for v in found] == [not gone] * 5
