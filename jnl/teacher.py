@@ -467,7 +467,7 @@ def norm_parameters(params: Params, stats: Stats) -> PyTree:
     *layer, name = _names(path)
     kept.setdefault(tuple(layer), set()).add(name)
   batch = {layer for layer, names in kept.items() if {'mean', 'var'} <= names}
-  batch |= {layer[1:] for layer in batch}  # within a collection of Flax
+  batch |= {layer[1:] for layer in batch if layer[:1] == ('batch_stats',)}
   own: dict[tuple[str, ...], set[str]] = {}
   for path, _ in jax.tree_util.tree_leaves_with_path(params):
     names = _names(path)

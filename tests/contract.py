@@ -12,7 +12,8 @@
 `examples` shows the arrays that such a method finds in a batch; one that wants
 others overrides `arrays`, and `streams` if it learns from a second one. Batches
 of 16 in 8 shards, whose weights lie unevenly over the 8 devices: what is
-averaged per device and not globally cannot pass.
+averaged per device and not globally cannot pass. `AdapterContract` is what
+every adapter keeps.
 """
 
 import functools
@@ -440,3 +441,180 @@ class EveryMode(Contract):
   @pytest.mark.parametrize('how', ['jit', 'shard_map', 'pmap'])
   def test_eight_devices_equal_one_in_other_modes(self, how):
     check_mode(self.case, how)
+
+
+# --- adapters -----------------------------------------------------------------
+
+
+class AdapterCase:
+  """An adapter and what several tests need of it, compiled once."""
+
+  def __init__(self, contract):
+    self.method = self.adapter = contract.make()
+    arrays = contract.stream()
+    self.batches = [
+      {
+        **jax.tree.map(lambda a, i=i: a[i * BATCH : (i + 1) * BATCH], arrays),
+        'index': np.arange(i * BATCH, (i + 1) * BATCH, dtype=np.int32),
+        'weight': uneven(BATCH, 5 * i),
+      }
+      for i in range(3)
+    ]
+    self.traces = 0
+    self.step = jax.jit(self._counted)
+    one = SingleDeviceSharding(jax.devices()[0])
+    self.start = jax.device_put(
+      self.adapter.init(*contract.trained(jax.random.key(0))), one
+    )
+
+  def _counted(self, state, batch, key):
+    self.traces += 1
+    return self.adapter.step(state, batch, key)
+
+  @functools.cached_property
+  def expected(self):
+    return self.run(self.step, self.start)
+
+  @functools.cached_property
+  def on_eight(self):
+    """The step in the strictest mode there is."""
+    return self.parallel('shard_map')
+
+  def parallel(self, how, **options):
+    step = self.adapter.step
+    return parallel(step, self.start, how, per_example=True, **options)
+
+  def run(self, step, state, key=KEY, change=lambda batch: batch):
+    """Three steps: the state, and all answers."""
+    answers = []
+    for i, batch in enumerate(self.batches):
+      state, outputs = step(state, change(batch), jax.random.fold_in(key, i))
+      answers.append(outputs)
+    return state, answers
+
+
+adapter_case_of = functools.lru_cache(maxsize=1)(
+  lambda contract: AdapterCase(contract())
+)
+
+
+class AdapterContract:
+  """What every adapter keeps.
+
+  Attributes:
+    random: whether anything is drawn.
+    learns: whether the parameters move.
+  """
+
+  random = True
+  learns = True
+
+  def make(self):
+    """The adapter, of the network of `trained`."""
+    raise NotImplementedError
+
+  def trained(self, key):
+    """`(params, stats)` of a network."""
+    raise NotImplementedError
+
+  def stream(self):
+    """Arrays [N, ...] by name."""
+    return {'x': examples()['x']}
+
+  @property
+  def case(self):
+    return adapter_case_of(type(self))
+
+  def test_init_is_abstract_and_owns_its_arrays(self):
+    adapter, start = self.case.adapter, self.case.start
+    trained = self.trained(jax.random.key(0))
+    abstract = jax.eval_shape(adapter.init, *trained)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, start)
+    assert strongly_typed(start)
+    state = adapter.init(*trained)
+    jax.block_until_ready(jax.jit(lambda s: s, donate_argnums=0)(state))
+    jax.block_until_ready(trained)  # not donated with the state
+
+  def test_step_keeps_structure_and_compiles_once(self):
+    start, (state, answers) = self.case.start, self.case.expected
+    assert self.case.traces == 1
+    chex.assert_trees_all_equal_shapes_and_dtypes(start, state)
+    assert strongly_typed((state, answers))
+    assert int(state.step) == 3
+    chex.assert_tree_all_finite((state, answers))
+    for outputs in answers:
+      assert all(len(a) == BATCH for a in jax.tree.leaves(outputs))
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, state)
+    assert any(jax.tree.leaves(moved.params)) == self.learns
+
+  def test_the_key_decides(self):
+    case = self.case
+    chex.assert_trees_all_equal(case.expected, case.run(case.step, case.start))
+    other = case.run(case.step, case.start, jax.random.key(6))
+    if self.random:
+      with pytest.raises(AssertionError):
+        assert_close(case.expected, other)
+    else:
+      chex.assert_trees_all_equal(case.expected, other)
+
+  def test_rows_of_weight_zero_leave_no_trace(self):
+    case, (state, answers) = self.case, self.case.expected
+    found, other = case.run(case.step, case.start, change=spoiled)
+    assert case.traces == 1
+    assert_close(state, found)
+    for batch, a, b in zip(case.batches, answers, other, strict=True):
+      rows = np.flatnonzero(batch['weight'] > 0)
+      assert_close(*jax.tree.map(lambda v, rows=rows: v[rows], (a, b)))
+
+  def test_a_batch_that_is_not_finite_leaves_everything(self):
+    case, (state, _) = self.case, self.case.expected
+    # A row that counts, and all arrays of numbers.
+    i = np.argmax(case.batches[0]['weight'] > 0)
+
+    def ruined(name, values):
+      if name == 'weight' or values.dtype.kind != 'f':
+        return values
+      values = values.copy()
+      values[i] = np.nan
+      return values
+
+    batch = {k: ruined(k, v) for k, v in case.batches[0].items()}
+    after, outputs = case.step(state, batch, KEY)
+    assert len(outputs.logits) == BATCH
+    if self.learns:
+      assert outputs.aux['skipped'].tolist() == [1.0] * BATCH
+      chex.assert_trees_all_equal(state, after)
+    else:
+      chex.assert_trees_all_equal(state.params, after.params)
+
+  def test_eight_devices_equal_one(self):
+    check_placed(check_eight(self.case, self.case.on_eight))
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('how', ['jit', 'shard_map', 'pmap'])
+  def test_eight_devices_equal_one_in_other_modes(self, how):
+    state = check_eight(self.case, self.case.parallel(how, check_vma=False))
+    if how == 'jit':
+      check_placed(state)
+
+  def test_a_checkpoint_in_mid_stream_moves_to_other_devices(self, tmp_path):
+    state, step = self.case.start, self.case.step
+    for i, batch in enumerate(self.case.batches):
+      if i == 2:
+        state = restored(state, data_mesh(), tmp_path)
+        step = self.case.on_eight
+      state, _ = step(state, batch, jax.random.fold_in(KEY, i))
+    assert_close(self.case.expected[0], state)
+
+  def test_streams_at_once_equal_one_by_one(self):
+    case = self.case
+    keys = jax.random.split(jax.random.key(2), 3)
+    starts = [case.adapter.init(*self.trained(key)) for key in keys]
+    stacked = jax.tree.map(
+      lambda *leaves: np.stack(leaves),
+      *zip(jax.device_get(starts), case.batches, strict=True),
+    )
+    found = jax.device_get(jax.jit(jax.vmap(case.adapter.step))(*stacked, keys))
+    for r, batch in enumerate(case.batches):
+      expected = case.step(starts[r], batch, keys[r])
+      assert_close(expected, jax.tree.map(lambda a, r=r: a[r], found))

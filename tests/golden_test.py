@@ -19,6 +19,7 @@ import golden_audit
 import golden_automata
 import golden_belief
 from golden_case import Case, side_by_side
+import golden_cotta
 import golden_crowd
 import golden_em
 import golden_losses
@@ -46,6 +47,7 @@ CHECKS = {
   **golden_audit.CHECKS,
   **golden_automata.CHECKS,
   **golden_belief.CHECKS,
+  **golden_cotta.CHECKS,
   **golden_crowd.CHECKS,
   **golden_em.CHECKS,
   **golden_losses.CHECKS,

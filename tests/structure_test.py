@@ -46,7 +46,7 @@ PUBLIC = {
   'data/augment',
   *(f'train/{name}' for name in ('page', 'report', 'scores', 'script')),
 }
-CONTRACTS = {'Contract', 'EveryMode'}
+CONTRACTS = {'Contract', 'EveryMode', 'AdapterContract'}
 LONG = {}  # functions of more than 50 lines of code, and their numbers
 
 
@@ -231,13 +231,17 @@ def names_of(nodes):
 
 
 def test_every_method_keeps_the_contract():
-  """What returns a `Method` is made by a `Contract` beside its tests."""
+  """What returns a `Method` is made by a `Contract` beside its tests.
+
+  And an `Adapter` by an `AdapterContract`.
+  """
   constructors = {
     node.name
     for path in [*(ROOT / 'jnl/methods').glob('_*.py'), MODULES['jnl.steps']]
     for node in tree_of(path).body
     if isinstance(node, ast.FunctionDef) and node.name in jnl.methods.__all__
-    if isinstance(node.returns, ast.Name) and node.returns.id == 'Method'
+    if isinstance(node.returns, ast.Name)
+    and node.returns.id in ('Method', 'Adapter')
   }
   made = {
     getattr(call.func, 'id', None)

@@ -5,6 +5,7 @@ import functools
 import chex
 from contract import DIM, SHARDS, Contract, N, network, optimizer
 from fixture_methods import co_divide
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,19 @@ import pytest
 
 from jnl import losses
 from jnl.base import PAD, Aux, Method, Refit, global_mean
-from jnl.nets import MLP, from_linen
-from jnl.steps import model_keys, supervised, training_pass
-from jnl.teacher import Averaged, averaged, follow, part_of, student, taught
+from jnl.nets import MLP, WideResNet, from_linen, from_nnx
+from jnl.steps import linear, model_keys, supervised, training_pass
+from jnl.teacher import (
+  Averaged,
+  averaged,
+  batch_statistics,
+  follow,
+  norm_parameters,
+  part_of,
+  restore,
+  student,
+  taught,
+)
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -316,3 +327,116 @@ class TestContract(Contract):
   def make(self):
     method = co_divide(network(), optimizer(), N, SHARDS)
     return averaged(method, decay=0.9)
+
+
+# --- networks that go on learning ---------------------------------------------
+
+
+class Normed(nnx.Module):
+  """An NNX network with both kinds of normalization, and dropout."""
+
+  def __init__(self, rngs, rate):
+    self.first = nnx.Linear(4, 5, rngs=rngs)
+    self.batch = nnx.BatchNorm(5, rngs=rngs)
+    self.layer_norm = nnx.LayerNorm(5, rngs=rngs)
+    self.dropout = nnx.Dropout(rate, rngs=rngs)
+    self.out = nnx.Linear(5, 3, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.layer_norm(self.batch(self.first(x)))
+    return self.out(self.dropout(x))
+
+
+def nnx_network(rate):
+  return from_nnx(lambda rngs: Normed(rngs, rate))
+
+
+def test_which_parameters_are_of_norms():
+  model = from_linen(WideResNet(3, 10, 1), (8, 8, 1))
+  mask = norm_parameters(*jax.eval_shape(model.init, KEY))
+  for path, chosen in jax.tree_util.tree_leaves_with_path(mask):
+    assert chosen == ('BatchNorm' in jax.tree_util.keystr(path))
+  mask = norm_parameters(*nnx_network(0.0).init(KEY))
+  chosen = {name for name, own in mask.items() if all(own.values())}
+  assert chosen == {'batch', 'layer_norm'}
+  assert not any(jax.tree.leaves([mask['first'], mask['out']]))
+  custom = {'norm': {'gain': 1.0, 'kernel': 2.0}, 'scale': 3.0, 'w': 4.0}
+  assert not any(jax.tree.leaves(norm_parameters(custom, {})))
+  mask = norm_parameters(custom, {'norm': {'mean': 0.0, 'var': 1.0}})
+  assert mask == {
+    'norm': {'gain': True, 'kernel': True}, 'scale': False, 'w': False
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['linen', 'nnx'])
+def test_the_batch_normalizes_whatever_is_asked_for(kind):
+  nets = {
+    'linen': lambda rate: from_linen(MLP(3, (5,), True, rate), (4,)),
+    'nnx': nnx_network,
+  }
+  model = nets[kind](0.0)
+  params, stats = model.init(KEY)
+  x, mask = 3 + BATCH['x'], np.array([1, 1, 1, 0, 1, 1], bool)
+  keys = model_keys(KEY, BATCH)
+  normalizing = batch_statistics(model)
+  for there in (None, mask):
+    seen = mask if there is not None else np.ones(6, bool)
+    wanted, _ = model.apply(params, stats, x, keys, True, jnp.asarray(seen))
+    given = () if there is None else (jnp.asarray(there),)
+    outputs, new = normalizing.apply(params, stats, x, None, False, *given)
+    np.testing.assert_array_equal(outputs.logits, wanted.logits)
+    chex.assert_trees_all_equal(new, stats)
+  with pytest.raises(ValueError, match='draws random numbers'):
+    batch_statistics(nets[kind](0.3)).apply(params, stats, x, None, False)
+  with pytest.raises(ValueError, match='at least 2 examples'):
+    normalizing.apply(params, stats, x[:1], None, False)
+
+
+def test_a_network_without_statistics_answers_as_it_did():
+  model = batch_statistics(linear(4, 3))
+  params, stats = model.init(KEY)
+  found, _ = model.apply(params, stats, BATCH['x'][:1], None, True)
+  assert found.logits.shape == (1, 3)
+  with pytest.raises(TypeError, match=r'must be a jnl\.Model'):
+    batch_statistics(MLP(3))
+
+
+def test_what_goes_back_to_the_source():
+  source = {
+    'w': np.zeros((40, 50), np.float32),
+    'b': np.zeros(2000, np.float32),
+    'n': np.int32(0),
+    'half': jnp.zeros(9, jnp.bfloat16),
+  }
+  params = jax.tree.map(lambda a: jnp.ones_like(a), source)
+  new, masks = jax.jit(restore)(KEY, params, source, 0.1)
+  for name in ('w', 'b', 'half'):
+    np.testing.assert_array_equal(np.float32(new[name]), 1 - masks[name])
+    assert new[name].dtype == params[name].dtype
+  assert new['n'] == 1
+  assert not masks['n']
+  for name in ('w', 'b'):  # four deviations of 2,000 draws
+    assert abs(masks[name].mean() - 0.1) < 4 * (0.09 / 2000) ** 0.5
+  # Each number by itself, and each array by a key of its own.
+  assert 0 < masks['w'].mean(0).std() < 0.1
+  assert np.any(masks['w'].reshape(-1) != masks['b'])
+  for rate, wanted in ((0.0, params), (1.0, {**source, 'n': params['n']})):
+    chex.assert_trees_all_equal(restore(KEY, params, source, rate)[0], wanted)
+  for bad, error in (
+    ({'rate': -0.1}, 'rate must lie'),
+    ({'rate': 0.1, 'source': {'w': source['w']}}, 'a tree like params'),
+    ({'rate': 0.1, 'source': {**source, 'w': source['b']}}, 'like params'),
+    ({'rate': 0.1, 'key': 0}, 'key must be made'),
+  ):
+    given = {'key': KEY, 'params': params, 'source': source, **bad}
+    with pytest.raises((ValueError, TypeError), match=error):
+      restore(**given)
+
+
+def test_averages_leave_whole_numbers_alone():
+  old = {'w': jnp.zeros(2), 'n': jnp.int32(7)}
+  new = {'w': jnp.ones(2), 'n': jnp.int32(7)}
+  moved = jax.jit(follow)(old, new, 0.999)
+  assert moved['n'] == 7
+  assert moved['n'].dtype == jnp.int32
+  np.testing.assert_allclose(moved['w'], 0.001, rtol=1e-4)

@@ -153,39 +153,54 @@ def cotta(
   def step(state: State, batch: Batch, key: Key) -> tuple[State, Outputs]:
     check_key(key)
     batch = read_stream(batch, 'x')
-    x, weight = batch['x'], batch['weight']
-    see = seen_by(normalized, state.stats, x, weight)
-    teacher, source = state.extra
-    sure = jnp.max(jax.nn.softmax(see(source).logits), axis=-1)
-    unsure = global_mean(sure, weight) < threshold
-
-    def of_view(key: Key) -> Outputs:
-      seen = seen_by(normalized, state.stats, augment(key, x), weight)
-      return _summable(seen(teacher))
-
-    keys = example_keys(jax.random.fold_in(key, VIEWS_TAG), batch['index'])
-    said = lax.cond(
-      unsure,
-      lambda: _mean_of_views(of_view, keys, views),
-      lambda: _summable(see(teacher)),
-    )
+    said = _answer(normalized, augment, threshold, views, state, batch, key)
+    see = seen_by(normalized, state.stats, batch['x'], batch['weight'])
     mask = _floating(state.params)
     loss = lambda logits: agree(logits, said.logits)
-    new, done, outputs = descend(tx, state, mask, see, loss, weight)
-    teacher = with_part(
-      follow(part(teacher, mask), part(new.params, mask), decay), teacher
-    )
-    own = jax.random.fold_in(key, RESTORE_TAG)
-    params, _ = go_back(own, new.params, source, restore)
-    new = new._replace(params=params, extra=Adapting(teacher, source))
-    rows = {
-      **outputs.aux,
-      'confidence': sure,
-      'unsure': jnp.broadcast_to(unsure.astype(jnp.float32), sure.shape),
-    }
+    learned = descend(tx, state, mask, see, loss, batch['weight'])
+    new, done, outputs = learned
+    teacher, source = state.extra
+    own = follow(part(teacher, mask), part(new.params, mask), decay)
+    extra = Adapting(with_part(own, teacher), source)
+    restore_key = jax.random.fold_in(key, RESTORE_TAG)
+    params, _ = go_back(restore_key, new.params, source, restore)
+    new = new._replace(params=params, extra=extra)
+    rows = {**said.aux, **outputs.aux}
     return select(done, new, state), said._replace(aux=rows)
 
   return Adapter(init, step)
+
+
+def _answer(
+  model: Model,
+  augment: Callable[[Key, Inputs], Inputs],
+  threshold: Scalar,
+  views: int,
+  state: State,
+  batch: Batch,
+  key: Key,
+) -> Outputs:
+  """What the teacher says, of views if the source is unsure; and that."""
+  x, weight, stats = batch['x'], batch['weight'], state.stats
+  teacher, source = state.extra
+  see = seen_by(model, stats, x, weight)
+  confidence = jnp.max(jax.nn.softmax(see(source).logits), axis=-1)
+  unsure = global_mean(confidence, weight) < threshold
+  keys = example_keys(jax.random.fold_in(key, VIEWS_TAG), batch['index'])
+
+  def of_view(key: Key) -> Outputs:
+    return _summable(seen_by(model, stats, augment(key, x), weight)(teacher))
+
+  said = lax.cond(
+    unsure,
+    lambda: _mean_of_views(of_view, keys, views),
+    lambda: _summable(see(teacher)),
+  )
+  rows = {
+    'confidence': confidence,
+    'unsure': jnp.broadcast_to(jnp.float32(unsure), confidence.shape),
+  }
+  return said._replace(aux=rows)
 
 
 def _floating(params: Params) -> Params:

@@ -106,19 +106,7 @@ def adapt(
   >>> adapted.outputs.logits.shape
   (10, 2)
   """
-  check(
-    isinstance(adapter, Adapter),
-    'adapter must be an Adapter, such as methods.tent(model, tx), got '
-    f'{type(adapter).__name__}'
-    + '; a Method is trained by fit'
-    * (hasattr(adapter, 'predict')),
-    TypeError,
-  )
-  check(
-    isinstance(state, State),
-    f'state must be adapter.init(params, stats), got a {type(state).__name__}',
-    TypeError,
-  )
+  _check_adapter(adapter, state)
   check_key(key)
   check_int('batch_size', batch_size)
   _check_checkpoint(checkpoint)
@@ -130,32 +118,31 @@ def adapt(
   abstract = _abstract(adapter, state, stream, 0)
   _abstract(adapter, state, stream, stream.steps - 1)
   check_scaled('data', adapter.step, state, stream.batch(0), key)
-  run_full = _compiled(adapter.step, how, mesh, *_shapes_of(state))
-  run_last = run_full
-  if (n % size) % mesh.size:
-    run_last = _compiled_whole(adapter.step, mesh)
+  full = _compiled(adapter.step, how, mesh, *_shapes_of(state))
+  last = _compiled_whole(adapter.step, mesh) if n % size % mesh.size else full
   found = jax.tree.map(lambda a: np.zeros((n, *a.shape[1:]), a.dtype), abstract)
   state = place(state, mesh)
   with (
-    _saving(adapter, stream, checkpoint, label, state, labels) as saving,
+    _saving(adapter, stream, checkpoint, label, state) as saving,
     _progress(label, stream.steps) as advance,
   ):
-    save, restore, every, stopping = saving
-    state, found, first = restore(state, found)
-    advance(first)
-    pending: tuple[int, Outputs] | None = None
-    for i in range(first, stream.steps):
-      run = run_full if (i + 1) * size <= n else run_last
-      state, outputs = run(state, stream.batch(i), stream.key(i))
-      _put(found, size, pending)  # while the device computes
-      pending = i, outputs
-      advance(1)
-      if (i + 1) % every == 0 or i + 1 == stream.steps or stopping():
-        _put(found, size, pending)
-        pending = None
-        save(state, found, i + 1)
-    _put(found, size, pending)
+    state = _answer(stream, full, last, state, found, saving, advance)
   return Adapted(state, found, _metrics(found, labels, weight, size))
+
+
+def _check_adapter(adapter: Any, state: Any) -> None:
+  hint = '; a Method is trained by fit' if hasattr(adapter, 'predict') else ''
+  check(
+    isinstance(adapter, Adapter),
+    'adapter must be an Adapter, such as methods.tent(model, tx), got '
+    f'{type(adapter).__name__}{hint}',
+    TypeError,
+  )
+  check(
+    isinstance(state, State),
+    f'state must be adapter.init(params, stats), got a {type(state).__name__}',
+    TypeError,
+  )
 
 
 class _Stream(NamedTuple):
@@ -182,6 +169,49 @@ class _Stream(NamedTuple):
 
   def key(self, i: int) -> Key:
     return jax.random.fold_in(self.key_of_all, i)
+
+
+class _Saving(NamedTuple):
+  """What a checkpoint is to the loop.
+
+  Attributes:
+    save: `(state, answers, steps done) -> None`.
+    restore: `(state, answers) -> (state, steps done)`, the answers filled in.
+    every: steps between two of them.
+    stopping: whether to save and end.
+  """
+
+  save: Callable[[State, Outputs, int], None]
+  restore: Callable[[State, Outputs], tuple[State, int]]
+  every: int
+  stopping: Callable[[], bool]
+
+
+def _answer(
+  stream: _Stream,
+  full: Callable,
+  last: Callable,
+  state: State,
+  found: Outputs,
+  saving: _Saving,
+  advance: Callable[[int], None],
+) -> State:
+  """Goes through a stream, and writes the answers to `found`."""
+  state, first = saving.restore(state, found)
+  advance(first)
+  pending: tuple[int, Outputs] | None = None
+  for i in range(first, stream.steps):
+    run = full if (i + 1) * stream.size <= stream.n else last
+    state, outputs = run(state, stream.batch(i), stream.key(i))
+    _put(found, stream.size, pending)  # while the device computes
+    pending = i, outputs
+    advance(1)
+    due = (i + 1) % saving.every == 0 or i + 1 == stream.steps
+    if due or saving.stopping():
+      _put(found, stream.size, pending)
+      pending = None
+      saving.save(state, found, i + 1)
+  return state
 
 
 # --- compiled -----------------------------------------------------------------
@@ -329,12 +359,12 @@ def _saving(
   checkpoint: Checkpoint | None,
   label: str,
   state: State,
-  labels: np.ndarray | None,
-) -> Iterator[tuple[Callable, Callable, int, Callable[[], bool]]]:
-  """Gives `save`, `restore`, how often, and `stopping`."""
+) -> Iterator[_Saving]:
+  """What a folder of checkpoints is to the loop; idle without one."""
   if checkpoint is None:
-    idle = lambda state, found, *_: (state, found, 0)
-    yield idle, idle, stream.steps, lambda: False
+    yield _Saving(
+      lambda *_: None, lambda s, _: (s, 0), stream.steps, lambda: False
+    )
     return
   from jnl.train import _checkpoint as checkpoints  # Orbax is slow to import
 
@@ -342,18 +372,17 @@ def _saving(
   check_int('checkpoint.every', every)
   jaxpr = jax.make_jaxpr(adapter.step)(state, stream.batch(0), stream.key(0))
   tracer = f'jax {jax.__version__}, {jax.default_backend()}'
-  checksums = {
-    jax.tree_util.keystr(path): checkpoints.checksum(np.asarray(a))
-    for path, a in jax.tree_util.tree_leaves_with_path(
-      (dict(stream.data), stream.weight, state.params)
-    )
-  }
   about = {
     'adapter': label,
     'config': plain(dict(checkpoint.config)),
     'stream': {'n': stream.n, 'batch_size': stream.size},
     'key': np.asarray(jax.random.key_data(stream.key_of_all)).tolist(),
-    'checksums': checksums,
+    'checksums': {
+      jax.tree_util.keystr(path): checkpoints.checksum(np.asarray(a))
+      for path, a in jax.tree_util.tree_leaves_with_path(
+        (dict(stream.data), stream.weight, state.params)
+      )
+    },
   }
   with (
     checkpoints.open_checkpoints(
@@ -366,29 +395,46 @@ def _saving(
     ) as opened,
     checkpoints.noticing_sigterm() as stopping,
   ):
+    yield _Saving(
+      functools.partial(_save, opened, stopping),
+      functools.partial(_restore, opened),
+      every,
+      stopping,
+    )
 
-    def save(state: State, found: Outputs, done: int) -> None:
-      good = bool(checkpoints.finite_runs(state))
-      if good:
-        opened.save(done, {'state': state, 'outputs': found}, {'step': done})
-      else:
-        checkpoints.say(
-          f'after step {done} the parameters are not finite: this is not saved'
-        )
-      if stopping():
-        checkpoints.say(f'SIGTERM: step {done}; resume to go on')
-        raise SystemExit(128 + 15)
 
-    def restore(state: State, found: Outputs) -> tuple[State, Outputs, int]:
-      abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
-        state,
-      )
-      saved = opened.restore({'state': abstract, 'outputs': found})
-      if saved is None:
-        return state, found, 0
-      tree, position = saved
-      writable = jax.tree.map(np.array, tree['outputs'])
-      return tree['state'], writable, position['step']
+def _save(
+  opened: Any,
+  stopping: Callable[[], bool],
+  state: State,
+  found: Outputs,
+  done: int,
+) -> None:
+  """Saves a state that is finite, says so if not, ends where asked to."""
+  from jnl.train import _checkpoint as checkpoints
 
-    yield save, restore, every, stopping
+  good = bool(checkpoints.finite_runs(state))
+  if good:
+    opened.save(done, {'state': state, 'outputs': found}, {'step': done})
+  else:
+    checkpoints.say(
+      f'after step {done} the parameters are not finite: this is not saved'
+    )
+  if stopping():
+    what = 'saved' if good else 'not saved:'
+    checkpoints.say(f'SIGTERM: {what} step {done}; resume to go on')
+    raise SystemExit(128 + 15)
+
+
+def _restore(opened: Any, state: State, found: Outputs) -> tuple[State, int]:
+  """The last state that was saved; its answers go to `found`."""
+  abstract = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+    state,
+  )
+  saved = opened.restore({'state': abstract, 'outputs': found})
+  if saved is None:
+    return state, 0
+  tree, position = saved
+  jax.tree.map(np.copyto, found, jax.tree.map(np.asarray, tree['outputs']))
+  return tree['state'], position['step']

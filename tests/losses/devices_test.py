@@ -138,6 +138,7 @@ OF_EXAMPLES = {
     d['soft'], d['confidence']
   ),
   'elr_targets': lambda d: losses.elr_targets(d['soft'], d['z']),
+  'entropy': lambda d: losses.entropy(d['z']),
   'forward': lambda d: losses.forward(d['z'], d['y'], TRANSITION),
   'gjs': lambda d: losses.gjs(views(d, 0), d['y']),
   'gjs_of_mean': lambda d: losses.gjs_of_mean(views(d, 0), d['y']),
@@ -153,6 +154,9 @@ OF_EXAMPLES = {
   ),
   'sop': lambda d: losses.sop(d['z'], d['y'], d['u'], d['v']),
   'sop_probs': lambda d: losses.sop_probs(d['z'], d['y'], d['u'], d['v']),
+  'symmetric_consistency': lambda d: losses.symmetric_consistency(
+    d['z'], d['z2']
+  ),
   't_revision': lambda d: losses.t_revision(
     d['z'], d['y'], TRANSITION, REVISION
   ),

@@ -287,6 +287,51 @@ def test_consistency_counts_a_masked_class_for_nothing():
   np.testing.assert_array_equal(slope, own)
 
 
+def test_entropy_and_symmetric_consistency():
+  other, _ = draw(seed=1)
+  p = np.exp(np.float64(other))
+  p /= p.sum(-1, keepdims=True)
+
+  def both(z, other):
+    value = losses.entropy(z), losses.symmetric_consistency(z, other)
+    slopes = [
+      jax.grad(lambda z: losses.entropy(z).sum())(z),
+      *jax.grad(lambda *zs: losses.symmetric_consistency(*zs).sum(), (0, 1))(
+        z, other
+      ),
+    ]
+    return value, slopes
+
+  (entropy, symmetric), slopes = run(both, Z, other)
+  close(entropy, -np.sum(P * np.log(P), -1))
+  close(symmetric, -np.sum(p * np.log(P) + P * np.log(p), -1) / 2)
+  mean = lambda a: np.sum(P * a, -1, keepdims=True)
+  close(slopes[0], -P * (np.log(P) - mean(np.log(P))))
+  close(slopes[1], (P - p - P * (np.log(p) - mean(np.log(p)))) / 2)
+  close(slopes[2], 0)
+  assert losses.entropy(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_entropies_are_finite_at_extremes():
+  """Of +-1e4, and with a masked class, which counts for nothing."""
+  z = np.array([[1e4, -1e4, 0.0], [0.0, 0.0, -np.inf]], np.float32)
+  zs = z, z[:, [1, 0, 2]]
+  total = lambda *zs: (
+    losses.entropy(zs[0]).sum() + losses.symmetric_consistency(*zs).sum()
+  )
+  (entropy, same), slope = run(
+    lambda *zs: (
+      (losses.entropy(zs[0]), losses.symmetric_consistency(*zs)),
+      jax.grad(total)(*zs),
+    ),
+    *zs,
+  )
+  np.testing.assert_allclose(entropy, [0, np.log(2)], rtol=1e-6)
+  np.testing.assert_allclose(same, [2e4, np.log(2)], rtol=1e-6)
+  np.testing.assert_allclose(slope, [[0.5, -0.5, 0], [0, 0, 0]], atol=1e-6)
+  assert not np.signbit(entropy).any()
+
+
 # --- virtual adversarial training --------------------------------------------
 
 D, H = 6, 16
