@@ -85,6 +85,10 @@ Of the whole batch, one number
   dmi                        determinant-based mutual information
   mean_entropy_gap           what the mean prediction lacks to be uniform
   prior_mean_kl              divergence of the mean prediction from a prior
+Of partial risks [k], which cannot be negative
+  clip_risks                 their sum without those that are (NN)
+  abs_risks                  the sum of their sizes
+  ascend_risks               their sum, or the way back from negative ones (GA)
 Partial labels: candidates [..., c] bool
   cc                         classifier-consistent: -log of their probability
   uniform_candidates         cross-entropy to all of them alike
@@ -233,6 +237,7 @@ from jnl.losses._regularizers import (
   symmetric_consistency,
   vat,
 )
+from jnl.losses._risks import abs_risks, ascend_risks, clip_risks
 from jnl.losses._robust import (
   ael,
   agce,
@@ -255,11 +260,13 @@ __all__ = [
   'SQUARED_HELLINGER',
   'TOTAL_VARIATION',
   'Divergence',
+  'abs_risks',
   'ael',
   'agce',
   'anl_ce',
   'anl_fl',
   'anorm',
+  'ascend_risks',
   'aul',
   'backward',
   'bi_tempered',
@@ -268,6 +275,7 @@ __all__ = [
   'cc',
   'ce',
   'clip_logits',
+  'clip_risks',
   'cores2',
   'cores2_sieve',
   'count_nll',
