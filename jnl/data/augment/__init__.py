@@ -19,6 +19,7 @@ Policies
   rand_augment      RandAugment
   fixmatch_augment  the strong view of FixMatch
   auto_augment      AutoAugment
+  cotta_views       the views that CoTTA's teacher averages over
   distort           one operation for each image
   OPS               the operations
   RAND_AUGMENT_OPS  those of RandAugment
@@ -40,6 +41,7 @@ from jnl.data.augment._basic import (
   views,
 )
 from jnl.data.augment._corruptions import CIFAR_C, MNIST_C, corrupt
+from jnl.data.augment._cotta import cotta_views
 from jnl.data.augment._ops import OPS, distort
 from jnl.data.augment._policies import (
   CIFAR10_POLICY,
@@ -59,6 +61,7 @@ __all__ = [
   'auto_augment',
   'compose',
   'corrupt',
+  'cotta_views',
   'cutout',
   'distort',
   'feature_dropout',

@@ -31,7 +31,11 @@ CIFAR_C: Mapping[str, Sequence[Level]] = types.MappingProxyType(
       (1.5, 0.1),
     ),
     'zoom_blur': (
-      *((1.05, 0.01), (1.1, 0.01), (1.15, 0.01), (1.2, 0.01), (1.25, 0.01)),
+      (1.05, 0.01),
+      (1.1, 0.01),
+      (1.15, 0.01),
+      (1.2, 0.01),
+      (1.25, 0.01),
     ),
     'fog': ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)),
     'brightness': (0.05, 0.1, 0.15, 0.2, 0.3),
@@ -57,11 +61,18 @@ MNIST_C: Mapping[str, Sequence[Level]] = types.MappingProxyType(
       (10.0, 0.5),
     ),
     'zoom_blur': (
-      *((1.1, 0.01), (1.15, 0.01), (1.2, 0.02), (1.24, 0.02), (1.3, 0.03)),
+      (1.1, 0.01),
+      (1.15, 0.01),
+      (1.2, 0.02),
+      (1.24, 0.02),
+      (1.3, 0.03),
     ),
     'fog': (
-      *((1.5, 2.0, 256), (2.0, 2.0, 256), (2.5, 1.7, 256), (2.5, 1.5, 256)),
-      (3.0, 1.4, 256),
+      (1.5, 2.0, 256.0),
+      (2.0, 2.0, 256.0),
+      (2.5, 1.7, 256.0),
+      (2.5, 1.5, 256.0),
+      (3.0, 1.4, 256.0),
     ),
     'brightness': (0.1, 0.2, 0.3, 0.4, 0.5),
     'contrast': (0.4, 0.3, 0.2, 0.1, 0.05),
@@ -113,7 +124,13 @@ def corrupt(
   numbers do less to larger images; the fractal grows to the next power of two.
   With a side of 256, fog draws 65,536 numbers for an image of 28 x 28.
 
-  Where the published code differs: it rounds results to 256 levels, which is
+  Most damage as a mean squared change rises with severity in both tables. Two
+  do not: MNIST-C's fog from 3 to 4, the same amount in a finer pattern, and its
+  pixelate on 28 pixels, of which 14 and 7 divide a side and 16 and 8 do not.
+
+  As in the published code the kernel of defocus_blur, smoothed on a grid that
+  its disk reaches the edge of at radii 8 and 10, brightens by 1%. Where
+  that code differs: it rounds results to 256 levels, which is
   done here inside of jpeg alone; its zooms reach one step further than the
   text's at CIFAR-C's severities 1 and 2 and MNIST-C's 1, by the rounding of a
   range; it takes the height for both sides of an image; MNIST-C's Gaussian
@@ -180,12 +197,17 @@ def check_unit_images(keys: Key, x: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=('name', 'level'))
 def _corrupt(keys: Key, x: Array, name: str, level: tuple[float, ...]) -> Array:
   """One program, also for those who call it outside of jit."""
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  corrupted = _CORRUPTIONS[name](keys, jnp.clip(wide, 0, 1), *level)
-  return jnp.clip(corrupted, 0, 1).astype(x.dtype)
+  shape, dtype = x.shape, x.dtype
+  x = jnp.clip(x.astype(jnp.promote_types(dtype, jnp.float32)), 0, 1)
+  if name in _NOISES:
+    # All values of an image in a row: XLA:CPU draws along rows of 3 channels
+    # 2 to 3 times slower.
+    x = x.reshape(shape[0], -1)
+  x = jnp.clip(_CORRUPTIONS[name](keys, x, *level), 0, 1)
+  return x.reshape(shape).astype(dtype)
 
 
-# --- noise -------------------------------------------------------------------
+# --- noise, x [b, n] ---------------------------------------------------------
 
 
 def _normal(keys: Key, x: Array) -> Array:
@@ -412,7 +434,8 @@ def _fractal(keys: Key, side: int, decay: float, dtype: np.dtype) -> Array:
     [b, side, side], of minimum 0 and maximum 1.
   """
   y = jnp.zeros((keys.shape[0], 1, 1), dtype)
-  draws = 2 * _uniform(keys, jnp.zeros((1, side**2), dtype)) - 1
+  draw = jax.vmap(lambda key: jax.random.uniform(key, (side**2,), dtype, -1))
+  draws = draw(keys)
   width, n = 100.0, 1
   while n < side:
     noise = width**2 * draws[:, n * n : 4 * n * n].reshape(-1, 3, n, n)
@@ -448,11 +471,14 @@ def _jpeg(keys: Key, x: Array, quality: float) -> Array:
   return jpeg(x, quality)
 
 
-_CORRUPTIONS: dict[str, Callable[..., Array]] = {
+_NOISES: dict[str, Callable[..., Array]] = {
   'gaussian_noise': _gaussian_noise,
   'shot_noise': _shot_noise,
   'impulse_noise': _impulse_noise,
   'speckle_noise': _speckle_noise,
+}
+_CORRUPTIONS: dict[str, Callable[..., Array]] = {
+  **_NOISES,
   'gaussian_blur': _gaussian_blur,
   'defocus_blur': _defocus_blur,
   'zoom_blur': _zoom_blur,
