@@ -427,9 +427,9 @@ class HarmonicAccuracy(NamedTuple):
 
 
 def harmonic_accuracy_of(
-  predictions: Array,
-  rejected: Array,
-  labels: Array,
+  predictions: ArrayLike,
+  rejected: ArrayLike,
+  labels: ArrayLike,
   weight: ArrayLike | None = None,
 ) -> HarmonicAccuracy:
   r"""Accuracy where some rows are of no class, and are to be rejected.
@@ -491,7 +491,9 @@ def _kept_and_rejected(outputs: Any, batch: Batch) -> tuple[Array, Array]:
 
 
 def _harmonic(rows: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
-  found = harmonic_accuracy_of(*rows, arrays['labels'], arrays['weight'])
+  top, rejected = rows
+  labels, weight = arrays['labels'], arrays['weight']
+  found = harmonic_accuracy_of(top, rejected, labels, weight)
   return {
     'kept_accuracy': found.kept,
     'rejected_accuracy': found.rejected,

@@ -1,4 +1,7 @@
-"""AdaND: a stream, written once more in NumPy."""
+"""AdaND: a stream, written once more in NumPy; and what it is good for."""
+
+import pathlib
+import runpy
 
 from contract import BATCH, AdapterContract, N, examples
 from fixture_programs import compiled
@@ -232,6 +235,43 @@ def test_noise_images():
   assert not np.allclose(flat[0], flat[1])
   assert noise_images(KEY, 0, (3, 3)).shape == (0, 3, 3)
   assert noise_images(KEY, 2, (1,)).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.slow
+def test_it_finds_more_noise_and_injection_keeps_what_is_clean():
+  """The streams that experiments/noisy_stream.py makes up, of two seeds."""
+  folder = pathlib.Path(__file__).parents[2] / 'experiments'
+  script = runpy.run_path(str(folder / 'noisy_stream.py'))
+  config = script['filled'](script['Config']())
+  streams, adapter = script['made_up'](config), adand()
+
+  @compiled
+  def decisions(batches):
+    start = adapter.init(*linear(script['SIZE'], 2).init(KEY))
+    walk = lambda state, batch: adapter.step(state, batch, KEY)
+    return jax.lax.scan(walk, start, batches)[1].aux
+
+  def shares(rate, inject):
+    """Of clean rows kept and right, and of noise rejected: by both."""
+    found = []
+    for seed in range(2):
+      rows = streams(seed, rate, inject)
+      arrays = {k: v for k, v in rows._asdict().items() if k != 'labels'}
+      cut = lambda a: a.reshape(-1, config.batch_size, *a.shape[1:])
+      aux = decisions({k: cut(v) for k, v in arrays.items()})
+      right = rows.logits.argmax(1) == rows.labels
+      clean, noise = rows.labels >= 0, (rows.labels < 0) & ~rows.injected
+      for name in ('zero_shot_noise', 'noise'):
+        said = aux[name].ravel()
+        kept = (right & ~said)[clean].mean()
+        found.append((kept, said[noise].mean() if rate else 1))
+    return np.reshape(found, (2, 2, 2))  # [seeds, method, share]
+
+  kept, rejected = np.moveaxis(shares(0.5, False), -1, 0)
+  harmonic = (2 * kept * rejected / (kept + rejected)).mean(0)
+  assert harmonic[1] > harmonic[0] + 0.02
+  alone, injected = (shares(0, inject)[:, 1, 0] for inject in (False, True))
+  assert injected.mean() > alone.mean() + 0.05
 
 
 class TestContract(AdapterContract):
