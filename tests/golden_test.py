@@ -19,6 +19,7 @@ import golden_audit
 import golden_automata
 import golden_belief
 from golden_case import Case, side_by_side
+import golden_complementary
 import golden_cotta
 import golden_crowd
 import golden_em
@@ -27,6 +28,7 @@ import golden_meta
 import golden_noise
 import golden_proportions
 import golden_pseudo
+import golden_pu
 import golden_rules
 import golden_select
 import golden_teacher
@@ -47,6 +49,7 @@ CHECKS = {
   **golden_audit.CHECKS,
   **golden_automata.CHECKS,
   **golden_belief.CHECKS,
+  **golden_complementary.CHECKS,
   **golden_cotta.CHECKS,
   **golden_crowd.CHECKS,
   **golden_em.CHECKS,
@@ -55,6 +58,7 @@ CHECKS = {
   **golden_noise.CHECKS,
   **golden_proportions.CHECKS,
   **golden_pseudo.CHECKS,
+  **golden_pu.CHECKS,
   **golden_rules.CHECKS,
   **golden_select.CHECKS,
   **golden_teacher.CHECKS,

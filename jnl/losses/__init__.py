@@ -89,6 +89,11 @@ Of partial risks [k], which cannot be negative
   clip_risks                 their sum without those that are (NN)
   abs_risks                  the sum of their sizes
   ascend_risks               their sum, or the way back from negative ones (GA)
+Classes of uneven size: logits and weights, for any loss
+  adjust_logits              plus the log of the prior: the balanced softmax
+  subtract_margins           less a margin at the label
+  ldam_margins               LDAM: margins by the size of classes
+  class_weights              by the effective number of examples
 Partial labels: candidates [..., c] bool
   cc                         classifier-consistent: -log of their probability
   uniform_candidates         cross-entropy to all of them alike
@@ -98,6 +103,27 @@ Partial labels: candidates [..., c] bool
   rule_out                   -log(1 - p) of every class outside the set
   lws                        leveraged weighted loss of inside and outside
   lws_confidence             its weights
+Positive and unlabeled: scores [b, ...] log-odds, `positive` bool, weights
+  sigmoid_loss               of a score: the probability of the other label
+  logistic_loss              of a score: cross-entropy
+  pu_risks                   of positives, and of negatives without any
+  upu                        their sum, without bias (uPU)
+  nnpu                       the same, and the way back below zero (nnPU)
+  vpu                        the variational loss, without a prior (VPU)
+  pu_mlc                     the same of several labels, weighed (PU-MLC)
+  pu_mlc_temperature         its temperature of each label
+  mixup_log_consistency      VPU, PU-MLC: of mixed inputs with their parts
+Complementary labels: what an example is not
+  complementary_risks        partial risks of the true labels, without bias (URE)
+  scarce                     each class against the rest, what is left >= 0
+  scl_exp                    exp(p_y); SCL-NL is negative_learning, FWD forward
+  discriminative             cross-entropy of softmax(1 - p) (L-W, L-UW)
+  order_preserving           cross-entropy of softmax(-z), weighted (OP)
+  pairwise_comparison        how far the label is above the other classes (PC)
+  mcl_mae                    of several: the probability of all of them
+  mcl_exp                    of several: exponential form
+  mcl_log                    of several: -log of the probability of the others
+  decode_complementary       the class, by the nearest row of the matrix (CPE)
 Label proportions: bags of logits [..., m, c] and counts
   count_nll                  -log of the probability of the number of positives
   count_nll_one_versus_rest  the same of each class, added up
@@ -149,6 +175,18 @@ from jnl.losses._combined import (
   ngce_mae,
   ngce_rce,
 )
+from jnl.losses._complementary import (
+  complementary_risks,
+  decode_complementary,
+  discriminative,
+  mcl_exp,
+  mcl_log,
+  mcl_mae,
+  order_preserving,
+  pairwise_comparison,
+  scarce,
+  scl_exp,
+)
 from jnl.losses._correction import (
   backward,
   forward,
@@ -191,6 +229,12 @@ from jnl.losses._divergences import (
   js,
   tempered_log_softmax,
 )
+from jnl.losses._imbalance import (
+  adjust_logits,
+  class_weights,
+  ldam_margins,
+  subtract_margins,
+)
 from jnl.losses._normalized import (
   focal,
   nce,
@@ -210,6 +254,17 @@ from jnl.losses._partial import (
   rcr_confidence,
   rule_out,
   uniform_candidates,
+)
+from jnl.losses._positive_unlabeled import (
+  logistic_loss,
+  mixup_log_consistency,
+  nnpu,
+  pu_mlc,
+  pu_mlc_temperature,
+  pu_risks,
+  sigmoid_loss,
+  upu,
+  vpu,
 )
 from jnl.losses._proportions import (
   count_nll,
@@ -261,6 +316,7 @@ __all__ = [
   'TOTAL_VARIATION',
   'Divergence',
   'abs_risks',
+  'adjust_logits',
   'ael',
   'agce',
   'anl_ce',
@@ -274,13 +330,17 @@ __all__ = [
   'bootstrap_soft',
   'cc',
   'ce',
+  'class_weights',
   'clip_logits',
   'clip_risks',
+  'complementary_risks',
   'cores2',
   'cores2_sieve',
   'count_nll',
   'count_nll_joint',
   'count_nll_one_versus_rest',
+  'decode_complementary',
+  'discriminative',
   'dllp',
   'dllp_l1',
   'dllp_squared',
@@ -305,11 +365,17 @@ __all__ = [
   'js',
   'kl_consistency',
   'label_smoothing',
+  'ldam_margins',
+  'logistic_loss',
   'lws',
   'lws_confidence',
   'mae',
+  'mcl_exp',
+  'mcl_log',
+  'mcl_mae',
   'mean_entropy_gap',
   'mixup',
+  'mixup_log_consistency',
   'nce',
   'nce_ael',
   'nce_agce',
@@ -326,18 +392,28 @@ __all__ = [
   'nmae',
   'nnce',
   'nnfl',
+  'nnpu',
   'nrce',
+  'order_preserving',
+  'pairwise_comparison',
   'peer',
   'prior_mean_kl',
   'proden',
   'proden_confidence',
+  'pu_mlc',
+  'pu_mlc_temperature',
+  'pu_risks',
   'rce',
   'rcr_confidence',
   'rule_out',
+  'scarce',
   'sce',
+  'scl_exp',
+  'sigmoid_loss',
   'similarity_smoothness',
   'sop',
   'sop_probs',
+  'subtract_margins',
   'symmetric_consistency',
   't_revision',
   'taylor_ce',
@@ -347,7 +423,9 @@ __all__ = [
   'truncated_gce',
   'truncated_gce_weights',
   'uniform_candidates',
+  'upu',
   'vat',
+  'vpu',
 ]
 
 

@@ -23,6 +23,7 @@ B, C, M = 120, 4, 3  # examples, classes, instances of a bag; 8, 5 divide B
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 PRIOR = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+SIZES = np.array([90, 30, 9, 1])
 TRANSITION = (0.6 * np.eye(C) + 0.1).astype(np.float32)
 REVISION = (0.01 * RNG.standard_normal([C, C])).astype(np.float32)
 PARAMS = RNG.standard_normal([C, C]).astype(np.float32)
@@ -107,7 +108,9 @@ OF_EXAMPLES = {
   **of(logits='z', labels='y'),
   **of(logits='z', candidates='candidates'),
   **of(logits='z', labels='y', peer_logits='z2', peer_labels='y2'),
+  'adjust_logits': lambda d: losses.adjust_logits(d['z'], PRIOR),
   'backward': lambda d: losses.backward(d['z'], d['y'], TRANSITION),
+  'class_weights': lambda d: losses.class_weights(SIZES)[d['y']],
   'clip_logits': lambda d: losses.clip_logits(d['z']),
   'count_nll': lambda d: losses.count_nll(
     d['bags'][..., :2], d['counts'][:, 0], d['mask']
@@ -146,14 +149,21 @@ OF_EXAMPLES = {
     d['z'], d['y'], TRANSITION
   ),
   'kl_consistency': lambda d: losses.kl_consistency(d['z'], d['z2']),
+  'ldam_margins': lambda d: losses.ldam_margins(SIZES)[d['y']],
+  'logistic_loss': lambda d: losses.logistic_loss(d['z']),
   'lws': lambda d: losses.lws(d['z'], d['candidates'], d['confidence']),
+  'mixup_log_consistency': lambda d: losses.mixup_log_consistency(
+    d['z'], -jnp.abs(d['z2']), -jnp.abs(d['v']), d['soft'][:, 0]
+  ),
   'mixup': lambda d: losses.mixup(d['z'], d['y'], d['y2'], d['soft'][:, 0]),
   'proden': lambda d: losses.proden(d['z'], d['confidence']),
   'rcr_confidence': lambda d: losses.rcr_confidence(
     views(d, -2), d['candidates']
   ),
+  'sigmoid_loss': lambda d: losses.sigmoid_loss(d['z']),
   'sop': lambda d: losses.sop(d['z'], d['y'], d['u'], d['v']),
   'sop_probs': lambda d: losses.sop_probs(d['z'], d['y'], d['u'], d['v']),
+  'subtract_margins': lambda d: losses.subtract_margins(d['z'], d['y'], PRIOR),
   'symmetric_consistency': lambda d: losses.symmetric_consistency(
     d['z'], d['z2']
   ),
@@ -200,12 +210,30 @@ COUPLED = {
   'transport': lambda z, d, w: global_mean(
     losses.transport(z[:, None] * d['bags'], d['counts'], d['mask']), w
   ),
+  # Of each class, added up.
+  'pu_risks': lambda z, d, w: sum(
+    jnp.sum((k + 1) * risk)
+    for k, risk in enumerate(losses.pu_risks(z, d['known'], PRIOR, w))
+  ),
+  'upu': lambda z, d, w: losses.upu(
+    z, d['known'], PRIOR, w, loss=losses.logistic_loss
+  ).sum(),
+  'nnpu': lambda z, d, w: losses.nnpu(
+    z, d['known'], 0.7, w, all_unlabeled=True
+  ).sum(),
+  'vpu': lambda z, d, w: losses.vpu(z, d['known'], w).sum(),
+  'pu_mlc': lambda z, d, w: losses.pu_mlc(z, d['known'], w, alpha=0.1).sum(),
+  'pu_mlc_temperature': lambda z, d, w: (  # without a derivative of its own
+    losses.pu_mlc_temperature(z, w, alpha=0.1).sum() * global_mean(z, w)
+  ),
 }
 # Without a derivative.
 HELD = {
+  'class_weights',
   'cores2_sieve',
   'elr_targets',
   'elr_plus_labels',
+  'ldam_margins',
   'lws_confidence',
   'proden_confidence',
   'rcr_confidence',
@@ -304,6 +332,7 @@ def coupled(some, params, x, rest, weights):
 
 CLEAN = {
   **{name: REST[name] for name in ('y', 'counts', 'mask', 'direction')},
+  'known': REST['candidates'],
   'bags': FLOATS['bags'],
   'bag_weights': BAG_WEIGHTS.T,
   'broken': np.zeros(B, bool),

@@ -147,6 +147,11 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'sop_probs',
   'tempered_log_softmax',
   'truncated_gce_weights',
+  # of the sizes of classes: imbalance_test
+  'adjust_logits',
+  'class_weights',
+  'ldam_margins',
+  'subtract_margins',
   # of candidate sets: losses_partial_test
   'cc',
   'lws',
@@ -172,6 +177,16 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'transport_labels',
   # of a network: losses_proportions_test
   'vat',
+  # of scores, of which some are known to be positive: positive_unlabeled_test
+  'logistic_loss',
+  'mixup_log_consistency',
+  'nnpu',
+  'pu_mlc',
+  'pu_mlc_temperature',
+  'pu_risks',
+  'sigmoid_loss',
+  'upu',
+  'vpu',
 }
 # Gradients that are meant to differ from the value's: see `detach` and beta.
 DETACHED = {'nfl', 'nnfl', 'nfl_rce', 'nfl_mae', 'anl_fl'}
@@ -686,6 +701,9 @@ def arguments_of(loss):
     known |= {'logits': Z.reshape(8, 16, 2)[:, :8], 'counts': np.full(8, 2)}
   if loss in (losses.gjs, losses.gjs_of_mean):
     known |= {'logits': np.stack([Z, Z]), 'weights': None}
+  if 'positive' in parameters or 'log_targets' in parameters:
+    known |= {'scores': Z, 'positive': Z > 0, 'weights': soft[:, 0]}
+    known |= dict.fromkeys(('log_targets', 'partner_log_targets'), -soft)
   if loss is losses.rcr_confidence:
     known |= {'logits': np.stack([Z, Z], -2)}
   return {name: known[name] for name in parameters if name in known}
@@ -733,9 +751,10 @@ def test_peers_do_not_broadcast():
 
 def arrays():
   """Every array that a loss takes, by the name of its argument."""
+  of_any_shape = ('logistic_loss', 'pu_mlc_temperature', 'sigmoid_loss')
   for public in losses.__all__:
     loss = getattr(losses, public)
-    if inspect.isfunction(loss):
+    if inspect.isfunction(loss) and public not in of_any_shape:
       for name, value in arguments_of(loss).items():
         if isinstance(value, np.ndarray):
           yield loss, name, value
