@@ -83,7 +83,7 @@ class Config(script.Common):
   rates: tuple[str, ...] = option(('0', '25', '50'), 'percent of noise')
   injected: float = option(0.125, 'of adand_injected: rows for each of others')
   net: str = option('strided_cnn', 'network: a name of nets.build')
-  examples: int = option(15000, 'rows that it is trained on; 0 is all')
+  examples: int = option(0, 'rows that it is trained on; 0 is all')
   epochs: int = option(3, 'of its training')
   features: str = option('pixels', 'of the detector: pixels or network')
   components: int = option(64, 'principal components of these')
