@@ -8,6 +8,7 @@ Data sets
   encode_text      texts as ids; `tokenize`, `token_ids`, `ngram_ids`
   prepare          a set of TFDS, of files that were downloaded
   published_order  the examples as their authors numbered them
+  long_tail        rows whose classes become smaller exponentially
   Dataset          what is loaded; `Examples` are a part of it; `take` some
 Tables
   from_table       a DataFrame as rows, labels, groups and counts: `Tabular`
@@ -45,6 +46,7 @@ from jnl.data._datasets import (
   take,
 )
 from jnl.data._files import HUMAN, Examples, human_labels
+from jnl.data._long_tail import long_tail
 from jnl.data._noisy import NOISES, Noisy, check_noise, noisy, save_noisy
 from jnl.data._tables import Tabular, from_table
 from jnl.data._text import ngram_ids, token_ids, tokenize
@@ -71,6 +73,7 @@ __all__ = [
   'index_order',
   'load',
   'load_text',
+  'long_tail',
   'ngram_ids',
   'noisy',
   'prepare',

@@ -110,7 +110,7 @@ OF_EXAMPLES = {
   **of(logits='z', labels='y', peer_logits='z2', peer_labels='y2'),
   'adjust_logits': lambda d: losses.adjust_logits(d['z'], PRIOR),
   'backward': lambda d: losses.backward(d['z'], d['y'], TRANSITION),
-  'class_weights': lambda d: losses.class_weights(SIZES)[d['y']],
+  'class_weights': lambda d: d['soft'] @ losses.class_weights(SIZES),
   'clip_logits': lambda d: losses.clip_logits(d['z']),
   'count_nll': lambda d: losses.count_nll(
     d['bags'][..., :2], d['counts'][:, 0], d['mask']
@@ -149,7 +149,7 @@ OF_EXAMPLES = {
     d['z'], d['y'], TRANSITION
   ),
   'kl_consistency': lambda d: losses.kl_consistency(d['z'], d['z2']),
-  'ldam_margins': lambda d: losses.ldam_margins(SIZES)[d['y']],
+  'ldam_margins': lambda d: d['soft'] @ losses.ldam_margins(SIZES),
   'logistic_loss': lambda d: losses.logistic_loss(d['z']),
   'lws': lambda d: losses.lws(d['z'], d['candidates'], d['confidence']),
   'mixup_log_consistency': lambda d: losses.mixup_log_consistency(
