@@ -51,7 +51,6 @@ from jnl.train import (
   option,
   options,
   padded_batches,
-  plot,
   record,
   report,
   run,
@@ -153,7 +152,15 @@ def compare_on(
     group=f'{rate}% noise',
   )
   title = f'{config.dataset}, {rate}% noise, seeds: {config.seeds}'
-  plot(comparison, title, f'{percent[score]} so far', f'noise_{rate}.png')
+  report.put_plot(
+    config.out,
+    f'noise_{rate}.png',
+    group=comparison.group,
+    column=score,
+    title=title,
+    ylabel=f'{percent[score]} so far',
+    xlabel='batch',
+  )
   known: dict[str, dict[str, np.ndarray]] = {}
 
   def run_of(name: str) -> Fit:
