@@ -56,17 +56,14 @@ def jpeg(x: Array, quality: float) -> Array:
   h, w = x.shape[1:3]
   red, green, blue = jnp.moveaxis(level, 3, 0)
   luma = jnp.round(0.299 * red + 0.587 * green + 0.114 * blue)
-  chroma = jnp.stack(
-    [
-      jnp.round(128 - 0.168736 * red - 0.331264 * green + 0.5 * blue),
-      jnp.round(128 + 0.5 * red - 0.418688 * green - 0.081312 * blue),
-    ]
-  )
+  blueness = 128 - 0.168736 * red - 0.331264 * green + 0.5 * blue
+  redness = 128 + 0.5 * red - 0.418688 * green - 0.081312 * blue
+  # Side by side in an image, not in the batch, which devices may share.
+  chroma = jnp.round(jnp.stack([blueness, redness], 1)).reshape(-1, h, w)
   luma = _coded(luma, _LUMA, quality)
-  half = _coded(_halved(chroma.reshape(-1, h, w)), _CHROMA, quality)
-  half = half[:, :, : (w + 1) // 2]
-  full = _doubled(_doubled(half, h, 1), w, 2).reshape(2, -1, h, w)
-  blueness, redness = jnp.round(full) - 128
+  half = _coded(_halved(chroma), _CHROMA, quality)[:, :, : (w + 1) // 2]
+  full = _doubled(_doubled(half, h, 1), w, 2).reshape(-1, 2, h, w)
+  blueness, redness = jnp.moveaxis(jnp.round(full) - 128, 1, 0)
   colors = [
     luma + 1.402 * redness,
     luma - 0.344136 * blueness - 0.714136 * redness,
