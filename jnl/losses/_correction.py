@@ -11,9 +11,9 @@ from jax import lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jnl.base import Array, check, is_concrete
-from jnl.inputs import as_array, read_transition
-from jnl.logspace import bounded, log_probs
+from jnl.base import Array, Scalar, check, is_concrete
+from jnl.inputs import as_array, check_range, read_transition
+from jnl.logspace import add_offset, bounded, log_probs
 from jnl.losses._labels import Label, expect, log_prob, read, settle
 
 IMPOSSIBLE = -1e30
@@ -23,11 +23,15 @@ LARGEST = 60
 
 
 def forward(
-  logits: ArrayLike, labels: ArrayLike, transition: ArrayLike
+  logits: ArrayLike,
+  labels: ArrayLike,
+  transition: ArrayLike,
+  *,
+  offset: Scalar = 0.0,
 ) -> Array:
   r"""Forward loss correction: the cross-entropy of p T, no forward pass.
 
-  .. math:: \ell(z, y) = -\log (p T)_y
+  .. math:: \ell(z, y) = -\log ((p T)_y + \epsilon)
 
   The prediction is read through the matrix before it meets the noisy label. The
   identity matrix gives cross-entropy. Differentiable in the matrix too.
@@ -36,15 +40,17 @@ def forward(
     logits: [..., c].
     labels: noisy, [...] int, or [..., c] soft.
     transition: T, [c, c], rows on the simplex.
+    offset: epsilon >= 0; 1e-6 in libcll, for complementary labels (FWD), which
+      caps the loss at 13.8. The default keeps value and gradient.
 
   Returns:
-    [...], at least float32, >= 0; 1e30 without gradient for a label that no
-    class can turn into.
+    [...], at least float32, >= 0 (down to -epsilon with an offset); 1e30
+    without gradient for a label that no class can turn into.
 
   Raises:
     TypeError, ValueError: if `logits` or `labels` are malformed.
     ValueError: if `transition` is not [c, c], or not being traced has rows off
-      the simplex.
+      the simplex, or `offset` is negative.
 
   >>> flip = jnp.array([[0., 1.], [1., 0.]])
   >>> forward(jnp.array([0., 40.]), jnp.array(1), flip).tolist()
@@ -54,9 +60,11 @@ def forward(
   Robust to Label Noise: a Loss Correction Approach", CVPR 2017, arXiv
   1609.03683.
   """
+  check_range('offset', offset, 0)
   logits, label = read(logits, labels)
   transition = _read_transition(transition, logits)
-  return expect(-_log_noisy_prob(logits, label, transition), label)
+  log_noisy = _log_noisy_prob(logits, label, transition)
+  return expect(-add_offset(log_noisy, offset), label)
 
 
 def backward(

@@ -27,6 +27,8 @@ labels, c classes and a rate r, the noise of
     CORES         part_dependent(key, x, y, c, r, shared=True)
     PMD (PLC)     pmd(key, y, eta, kind=1, factor=1.43)
   partial labels  candidate_sets(key, y, c, q), noisy_candidate_sets
+  complementary   corrupt(key, y, complementary(c)), complementary_sets
+    biased        corrupt(key, y, complementary_biased(key2, c))
   bags            bags(key, n, num_bags, mean=10, std=1), cut_bags(order, m)
   bags of a table bags_of_ids(group), counts_of_ids(bags, {id: count});
                   of a DataFrame `jnl.data.from_table`
@@ -41,6 +43,11 @@ from jnl.noise._bag_sets import (
   counts_of_proportions,
   cut_bags,
   rows_of_bags,
+)
+from jnl.noise._complementary import (
+  complementary,
+  complementary_biased,
+  complementary_sets,
 )
 from jnl.noise._draws import (
   NoisyLabels,
@@ -99,6 +106,9 @@ __all__ = [
   'cifar100_superclasses',
   'class_imbalanced',
   'class_map',
+  'complementary',
+  'complementary_biased',
+  'complementary_sets',
   'corrupt',
   'corrupt_each',
   'counts_of_ids',
