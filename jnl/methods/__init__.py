@@ -36,6 +36,8 @@ Wrong labels, the stream `meta` drawn from them too
 Sets of candidates
   proden              progressive identification of the true label
   ill_partial         EM on sets
+Several labels that hold, of which some are known
+  pu_mlc              the others unlabeled, not negative; mixed examples
 Few labels
   ill_semi            EM on labeled and unlabeled examples
   pseudo_label        sure guesses
@@ -72,6 +74,8 @@ A stream without labels, at test time; each is a `jnl.Adapter`
   tent                its entropy made smaller, by the norm layers alone
   cotta               an average of weights, over views where unsure
   confidence_quantile its threshold
+  adand               a detector of what is no class, by a frozen classifier
+  noise_images        to inject for it
 By name
   build               a method or a loss, for a training set of a size
   known_names         the names there are
@@ -89,6 +93,10 @@ from jnl.steps import supervised as supervised
 from jnl.steps import supervised_bags as supervised_bags
 
 if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
+  from jnl.methods._adand import Ring as Ring
+  from jnl.methods._adand import Rings as Rings
+  from jnl.methods._adand import adand as adand
+  from jnl.methods._adand import noise_images as noise_images
   from jnl.methods._class_vectors import class_vectors as class_vectors
   from jnl.methods._class_vectors import fit_vectors as fit_vectors
   from jnl.methods._co_teaching import co_teaching as co_teaching
@@ -155,6 +163,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
   from jnl.methods._published import published as published
+  from jnl.methods._pu_mlc import pu_mlc as pu_mlc
   from jnl.methods._self_training import Learner as Learner
   from jnl.methods._self_training import SelfTrained as SelfTrained
   from jnl.methods._self_training import fpl as fpl
@@ -186,6 +195,7 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._weak_strong import weak_strong as weak_strong
 
 _NAMES = {
+  '_adand': ('Ring', 'Rings', 'adand', 'noise_images'),
   '_class_vectors': ('class_vectors', 'fit_vectors'),
   '_co_teaching': ('co_teaching', 'co_teaching_plus', 'decoupling'),
   '_cores': ('cores',),
@@ -229,6 +239,7 @@ _NAMES = {
   '_peer': ('peer',),
   '_proden': ('proden',),
   '_published': ('Settings', 'known_settings', 'published'),
+  '_pu_mlc': ('pu_mlc',),
   '_self_training': (
     'Learner',
     'SelfTrained',

@@ -2,8 +2,9 @@
 
 Of labels: `accuracy` (the default), `balanced_accuracy`, `worst_class`,
 `macro_f1`, `micro_f1`, `f1`, `expected_calibration_error`; of two classes:
-`roc_auc`, `average_precision`, `fpr_at_95`; of rows of which some are of no
-class: `harmonic_accuracy`; of candidates: `coverage`; of bags: `bag_nll`.
+`roc_auc`, `average_precision`, `fpr_at_95`; of several labels a row:
+`mean_average_precision`; of rows of which some are of no class:
+`harmonic_accuracy`; of candidates: `coverage`; of bags: `bag_nll`.
 `mean` and `quantiles` make one of any value of an example, `join` one of
 several. Each gives numbers by name: `accuracy` of a set `test` is the column
 `test_accuracy` of a history. A row of weight 0 is not there, whatever it holds;
@@ -400,10 +401,35 @@ def _of_ranks(name: str, of: Callable[..., Array]) -> Score:
   return Score(log_odds, reduce)
 
 
+def _logits(outputs: Any, batch: Batch) -> Array:
+  """The logits of several labels, each a question of its own, [b, c]."""
+  shape = batch['labels'].shape
+  check(
+    len(shape) == 2 and outputs.logits.shape == shape,
+    'labels must be [n, c] bool or 0 and 1 for logits [n, c], got '
+    f'{list(shape)} for {list(outputs.logits.shape)}',
+  )
+  return outputs.logits
+
+
+def _mean_precision(
+  rows: Array, arrays: Mapping[str, Array]
+) -> dict[str, Array]:
+  """Of the labels that some row has, and NaN if a row that counts is."""
+  labels, weight = arrays['labels'], arrays['weight']
+  own = jax.vmap(average_precision_of, (1, 1, None))(rows, labels, weight)
+  held = jnp.any((labels == 1) & (weight > 0)[:, None], axis=0)
+  total = jnp.sum(jnp.where(held, own, 0))
+  return {'mean_average_precision': _ratio(total, jnp.sum(held))}
+
+
 roc_auc = _of_ranks('roc_auc', roc_auc_of)
 """The area under the ROC curve of two classes; see `roc_auc_of`."""
 average_precision = _of_ranks('average_precision', average_precision_of)
 """The average precision of the second of two classes."""
+mean_average_precision = Score(_logits, _mean_precision)
+"""Of `labels` [n, c] bool, or 0 and 1, and as many logits: the mean over labels
+of `average_precision_of`, but those that no row has; 0 if none has any."""
 fpr_at_95 = _of_ranks('fpr_at_95', fpr_at_95_of)
 """The false positives at 95% recall of the second class; `fpr_at_95_of`."""
 

@@ -131,6 +131,36 @@ def test_scores_of_two_classes_are_those_of_scikit_learn():
 
 
 roc_auc_of = jax.jit(scores.roc_auc_of)
+
+
+def test_mean_average_precision_is_that_of_labels_that_some_row_has():
+  rng = np.random.default_rng(4)
+  labels = (rng.random((4, N, C)) < 0.3).astype(np.int32)
+  logits = (rng.normal(size=labels.shape) + labels).astype(np.float32)
+  logits[2] = logits[2].round()  # ties
+  weight = np.ones((4, N), np.float32)
+  weight[1:] = rng.choice([0, 0.5, 1, 2.25], (3, N))
+  labels[3, weight[3] > 0, 2] = 0  # which scikit-learn counts as 0
+  dirty = np.where(weight[..., None] == 0, np.nan, logits)
+  arrays = {'labels': labels, 'weight': weight}
+  found = numbers_of(scores.mean_average_precision)(dirty, arrays)
+  for r in range(4):
+    there = weight[r] > 0
+    kept = [k for k in range(C) if labels[r, there, k].any()]
+    expected = metrics.average_precision_score(
+      labels[r, there][:, kept], logits[r, there][:, kept],
+      sample_weight=weight[r, there],
+    )  # fmt: skip
+    np.testing.assert_allclose(
+      found['mean_average_precision'][r], expected, atol=2e-6
+    )
+  assert len(kept) == C - 1
+  with pytest.raises(ValueError, match='labels must be'):
+    numbers_of(scores.mean_average_precision)(
+      logits, {**arrays, 'labels': labels[..., 0]}
+    )
+
+
 average_precision_of = jax.jit(scores.average_precision_of)
 fpr_at_95_of = jax.jit(scores.fpr_at_95_of)
 quantiles_of = jax.jit(scores.quantiles_of)
