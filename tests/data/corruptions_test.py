@@ -623,6 +623,16 @@ def test_more_errors():
     cotta_views(KEYS[:2], ONE.astype(np.uint8))
   with pytest.raises(ValueError, match='quality of jpeg'):
     corrupt(KEYS[:2], ONE, 'jpeg', 1, table={'jpeg': [0] * 5})
+  for name, levels, message in (
+    ('fog', [1.0] * 5, 'fog must have 2 or 3 numbers'),
+    ('contrast', [-1.0] * 5, 'contrast must have 1 numbers, at least 0'),
+    ('zoom_blur', [(1.1, 0.0)] * 5, 'step > 0'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      corrupt(KEYS[:2], ONE, name, 1, table={name: levels})
+  for name in ('gaussian_blur', 'shot_noise', 'impulse_noise', 'speckle_noise'):
+    y = corrupt(KEYS[:2], ONE, name, 1, table={name: [0.0] * 5})
+    np.testing.assert_array_equal(y, ONE)
   traced = jax.jit(lambda s: corrupt(KEYS[:2], ONE, 'contrast', s))
   with pytest.raises(TypeError, match='severity must be a Python int'):
     traced(1)

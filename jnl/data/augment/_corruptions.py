@@ -149,7 +149,7 @@ def corrupt(
 
   Raises:
     ValueError: for a name that is not known, a severity that the table does not
-      have, or a wrong shape.
+      have, numbers in it out of range, or a wrong shape.
     TypeError: if x is not floating point, or severity not an int.
 
   >>> keys = jax.random.split(jax.random.key(0), 1)
@@ -175,6 +175,12 @@ def corrupt(
     f'severity must be 1 .. {len(levels)}, got {severity}',
   )
   level = tuple(map(float, np.atleast_1d(levels[severity - 1])))
+  counts = _COUNTS.get(name, (1,))
+  check(
+    len(level) in counts and all(0 <= v < math.inf for v in level),
+    f'table: {name} must have {" or ".join(map(str, counts))} numbers, at '
+    f'least 0, for each severity; got {level}',
+  )
   return _corrupt(keys, x, name, level)
 
 
@@ -236,7 +242,7 @@ def _impulse_noise(keys: Key, x: Array, share: float) -> Array:
 def _shot_noise(keys: Key, x: Array, photons: float) -> Array:
   rate = jnp.nan_to_num(x) * photons
   count = _poisson(_uniform(keys, x), rate, photons)
-  return jnp.where(jnp.isnan(x), x, count / photons)
+  return jnp.where(jnp.isnan(x), x, count / max(photons, 1e-6))
 
 
 def _poisson(u: Array, rate: Array, most: float) -> Array:
@@ -325,7 +331,8 @@ def _convolution(n: int, kernel: np.ndarray, mirror: bool) -> np.ndarray:
 
 def _gaussian(sigma: float, half: int) -> np.ndarray:
   """[2 half + 1] weights of sum 1."""
-  weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+  place = np.arange(-half, half + 1) / max(sigma, 1e-6)
+  weights = np.exp(-0.5 * place**2)
   return weights / weights.sum()
 
 
@@ -355,6 +362,10 @@ def _defocus_blur(keys: Key, x: Array, radius: float, sigma: float) -> Array:
 
 def _zoom_blur(keys: Key, x: Array, last: float, step: float) -> Array:
   del keys
+  check(
+    last >= 1 and step > 0,
+    f'table: zoom_blur must have (last >= 1, step > 0), got {(last, step)}',
+  )
   count = round((last - 1) / step) + 1
   factors = [round(1 + step * i, 9) for i in range(count)]
   h, w = x.shape[1:3]
@@ -412,7 +423,7 @@ def _fog(
   side = max(int(side), 1 << (max(h, w) - 1).bit_length(), 2)
   fractal = _fractal(keys, side, decay, x.dtype)[:, :h, :w, None]
   most = x.max((1, 2, 3), keepdims=True)
-  return (x + amount * fractal) * most / (most + amount)
+  return (x + amount * fractal) * most / jnp.maximum(most + amount, 1e-6)
 
 
 def _fractal(keys: Key, side: int, decay: float, dtype: np.dtype) -> Array:
@@ -488,3 +499,5 @@ _CORRUPTIONS: dict[str, Callable[..., Array]] = {
   'pixelate': _pixelate,
   'jpeg': _jpeg,
 }
+# How many numbers a table has for a severity, where it is not one.
+_COUNTS = {'defocus_blur': (2,), 'zoom_blur': (2,), 'fog': (2, 3)}
