@@ -40,10 +40,10 @@ def adjust_logits(
   without: `adjust_logits(z, prior, tau=-1.0)` takes the prior out. Either, not
   both.
 
-  Where labels are wrong, pi is the prior of what the loss takes for p: of the
-  true classes for one that withstands noise (`gce`, or `forward`, which
-  multiplies p by T), of the labels as given for one that fits them. Adjusting
-  the latter gains nothing.
+  Where labels are wrong, pi is the prior of what p means in the loss: of the
+  true classes for one that withstands noise (`gce`, or `forward`, which then
+  multiplies p by T), of the labels as given for one that fits them. On the
+  latter it gains nothing: `experiments/long_tail.py`.
 
   Args:
     logits: z, [..., c].
