@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from jnl.methods._adand import Ring, _pushed, adand, noise_images
+from jnl.methods import Ring, adand, noise_images
+from jnl.methods._adand import _pushed
 from jnl.select import split_threshold
 from jnl.steps import linear
 
