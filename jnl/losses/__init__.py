@@ -114,7 +114,7 @@ Positive and unlabeled: scores [b, ...] log-odds, `positive` bool, weights
   pu_mlc_temperature         its temperature of each label
   mixup_log_consistency      VPU, PU-MLC: of mixed inputs with their parts
 Complementary labels: what an example is not
-  complementary_risks        partial risks of the true labels, without bias (URE)
+  complementary_risks        partial risks of true labels, without bias (URE)
   scarce                     each class against the rest, what is left >= 0
   scl_exp                    exp(p_y); SCL-NL is negative_learning, FWD forward
   discriminative             cross-entropy of softmax(1 - p) (L-W, L-UW)

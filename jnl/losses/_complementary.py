@@ -38,8 +38,8 @@ from jnl.losses._partial import cc
 from jnl.losses._risks import abs_risks
 
 Loss = Callable[[Array, Array], Array]
-MOST = 60
-"""The exponents of `order_preserving` stop at e^60, which fits float32."""
+MOST, STEEP = 60, 30
+"""In `order_preserving` 1 / q stops at e^60, and its gradient at e^30."""
 CONDITION = 1e4
 """From here on the inverse of a matrix magnifies more than rows can average."""
 
@@ -276,15 +276,16 @@ def order_preserving(
       \log(q_{\bar y} + \delta),\qquad
     q = \mathrm{softmax}(-z),\quad s = \mathrm{softmax}(1 / (q + \delta))
 
-  The gradient flows through the weight too. s is nearly one-hot: of examples
-  whose likeliest class is not the label little is left, with epsilon 0.
+  The gradient flows through the weight too, but for that of 1 / q above e^30:
+  from there on s is one-hot, or as good as a jump. So of examples whose
+  likeliest class is not the label little is left with epsilon 0.
 
   Args:
     logits: [..., c].
     labels: complementary, [...] int, or [..., c] soft.
     offset: epsilon >= 0; 1e-6 in public code.
     floor: delta >= 0; 1e-18 in public code, which stops the gradient where q is
-      below. 1 / (q + delta) stops at e^60.
+      below. Without it 1 / q stops at e^60.
 
   Returns:
     [...], at least float32, >= 0.
@@ -304,7 +305,7 @@ def order_preserving(
   logits, label = read(logits, labels)
   logits = logspace.bounded(logits)
   log_q = logspace.add_offset(logspace.log_probs(-logits), floor)
-  steep = jnp.exp(jnp.minimum(-log_q, MOST))
+  steep = _exp_of_some_slope(-log_q)
   log_weight = log_prob(logits, label) + log_prob(steep, label)
   at_label = log_q
   if label.valid is not None:
@@ -469,6 +470,12 @@ def decode_complementary(logits: ArrayLike, transition: ArrayLike) -> Array:
 
 
 # --- the pieces ---------------------------------------------------------------
+
+
+def _exp_of_some_slope(x: Array) -> Array:
+  """e^x up to e^MOST, with a gradient up to e^STEEP."""
+  held = jnp.exp(jnp.minimum(lax.stop_gradient(x), MOST))
+  return jnp.where(x > STEEP, held, jnp.exp(jnp.minimum(x, STEEP)))
 
 
 class _Batch(NamedTuple):

@@ -107,6 +107,8 @@ def views(d, axis):
 OF_EXAMPLES = {
   **of(logits='z', labels='y'),
   **of(logits='z', candidates='candidates'),
+  **of(logits='z', excluded='candidates'),
+  **of(risks='z'),
   **of(logits='z', labels='y', peer_logits='z2', peer_labels='y2'),
   'adjust_logits': lambda d: losses.adjust_logits(d['z'], PRIOR),
   'backward': lambda d: losses.backward(d['z'], d['y'], TRANSITION),
@@ -120,6 +122,9 @@ OF_EXAMPLES = {
   ),
   'count_nll_one_versus_rest': lambda d: losses.count_nll_one_versus_rest(
     d['bags'], d['counts'], d['mask']
+  ),
+  'decode_complementary': lambda d: losses.decode_complementary(
+    d['z'], TRANSITION
   ),
   'dllp': lambda d: losses.dllp(d['bags'], d['shares'], d['mask']),
   'dllp_l1': lambda d: losses.dllp_l1(d['bags'], d['shares'], d['mask']),
@@ -181,6 +186,9 @@ OF_EXAMPLES = {
   'vat': lambda d: losses.vat(network, d['z'], d['direction']),
   # Where soft labels or another number of classes have code of their own.
   'bi_tempered soft': lambda d: losses.bi_tempered(d['z'], d['soft']),
+  'forward offset': lambda d: losses.forward(
+    d['z'], d['y'], TRANSITION, offset=1e-2
+  ),
   'forward soft': lambda d: losses.forward(d['z'], d['soft'], TRANSITION),
   'gce soft': lambda d: losses.gce(d['z'], d['soft']),
   'sop soft': lambda d: losses.sop(d['z'], d['soft'], d['u'], d['v']),
@@ -192,6 +200,9 @@ OF_EXAMPLES = {
 }
 # name: the loss of logits, what else examples bring, and weights [b].
 COUPLED = {
+  'complementary_risks': lambda z, d, w: losses.ascend_risks(
+    losses.complementary_risks(z, d['y'], TRANSITION, PRIOR, w)
+  ),
   'dmi': lambda z, d, w: losses.dmi(z, d['y'], w),
   'gen_bags': lambda z, d, w: losses.gen_bags(
     z[:, None] * d['bags'], d['counts'], d['bag_weights'].T, d['mask']
@@ -210,6 +221,13 @@ COUPLED = {
   'transport': lambda z, d, w: global_mean(
     losses.transport(z[:, None] * d['bags'], d['counts'], d['mask']), w
   ),
+  # The risks are chosen from by all devices alike.
+  'complementary_risks gce': lambda z, d, w: losses.clip_risks(
+    losses.complementary_risks(
+      *(z, d['y'], TRANSITION, PRIOR, w), by='label', loss=losses.gce
+    )
+  ),
+  'scarce': lambda z, d, w: losses.scarce(z, d['y'], w),
   # Of each class, added up.
   'pu_risks': lambda z, d, w: sum(
     jnp.sum((k + 1) * risk)
@@ -231,6 +249,7 @@ COUPLED = {
 HELD = {
   'class_weights',
   'cores2_sieve',
+  'decode_complementary',
   'elr_targets',
   'elr_plus_labels',
   'ldam_margins',
@@ -357,7 +376,7 @@ def check_coupled(some, found):
 
 
 # Losses of a batch, and others of a loop or of a derivative of their own.
-TOGETHER, ALONE = tuple(COUPLED)[:5], tuple(COUPLED)[5:]
+TOGETHER, ALONE = tuple(COUPLED)[:6], tuple(COUPLED)[6:]
 
 
 @pytest.mark.parametrize(

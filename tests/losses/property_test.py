@@ -60,8 +60,8 @@ def f_divergence(z, y, **hp):
   return losses.f_divergence(z, y, z / 2, y, **hp)
 
 
-def forward(z, y):
-  return losses.forward(z, y, symmetric(z.shape[-1]))
+def forward(z, y, **hp):
+  return losses.forward(z, y, symmetric(z.shape[-1]), **hp)
 
 
 def backward(z, y):
@@ -112,6 +112,10 @@ CLASSWISE = [
   losses.anl_ce,
   losses.anl_fl,
   losses.cores2,
+  losses.scl_exp,
+  losses.discriminative,
+  losses.order_preserving,
+  losses.pairwise_comparison,
   truncated_gce,
   dynamic_bootstrap,
   mixup,
@@ -147,6 +151,16 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'sop_probs',
   'tempered_log_softmax',
   'truncated_gce_weights',
+  # of risks, and of complementary labels: risks_test, complementary_test
+  'abs_risks',
+  'ascend_risks',
+  'clip_risks',
+  'complementary_risks',
+  'decode_complementary',
+  'mcl_exp',
+  'mcl_log',
+  'mcl_mae',
+  'scarce',
   # of the sizes of classes: imbalance_test
   'adjust_logits',
   'class_weights',
@@ -396,6 +410,10 @@ def test_gradient_survives_where_the_label_is_hopeless(loss):
     'nnce',  # clipped by definition
     'nnfl',
     'negative_learning',  # wants p_y = 0
+    'scl_exp',
+    'discriminative',
+    'order_preserving',
+    'pairwise_comparison',
     'peer',  # here the other term has the same label
     'f_divergence',
     'importance_reweight',  # weight p_y
@@ -526,6 +544,7 @@ def test_rows_of_soft_labels_may_be_rounded():
 
 # Infinite, since they compare all classes (or about 1e30), but never NaN.
 COMPARES_ALL = {'gls', 'label_smoothing', 'cores2', 'backward'}
+COMPARES_ALL |= {'order_preserving'}
 
 
 def check_masked(name, found, low):
@@ -689,6 +708,7 @@ def arguments_of(loss):
   known |= dict.fromkeys(('rows', 'targets', 'v', 'confidence'), soft)
   known |= dict.fromkeys(('u', 'weights', 'ratio', 'noisy_prob'), soft[:, 0])
   known |= {'other_logits': Z, 'old_targets': soft, 'scores': soft[:, 0]}
+  known |= {'risks': Z, 'excluded': Y[:, None] == np.arange(4)}
   known |= {'candidates': soft > 0, 'predict': lambda x: x, 'mask': None}
   known |= {'transition': symmetric(4), 'revision': 0.01 * np.eye(4)}
   known |= {'prior': soft[0], 'key': jax.random.key(0)}
@@ -751,7 +771,10 @@ def test_peers_do_not_broadcast():
 
 def arrays():
   """Every array that a loss takes, by the name of its argument."""
-  of_any_shape = ('logistic_loss', 'pu_mlc_temperature', 'sigmoid_loss')
+  of_any_shape = (
+    *('abs_risks', 'ascend_risks', 'clip_risks', 'logistic_loss'),
+    *('pu_mlc_temperature', 'sigmoid_loss'),
+  )
   for public in losses.__all__:
     loss = getattr(losses, public)
     if inspect.isfunction(loss) and public not in of_any_shape:
