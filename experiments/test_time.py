@@ -9,20 +9,48 @@ corruption after the other, in batches and without a label:
   cotta             all is learned, from an average over views (CoTTA)
   cotta_no_restore  the same, but nothing goes back to the source
 
-  python experiments/test_time.py
+  python experiments/test_time.py                                # digits
   python experiments/test_time.py --dataset fashion_mnist --data-dir DIR \\
-    --net strided_cnn --examples 15000 --epochs 3 --views shift \\
-    --corruptions gaussian_noise,shot_noise,impulse_noise,gaussian_blur,\\
-  zoom_blur,fog,brightness,contrast,pixelate \\
-    --per-corruption 600 --cycles 1 --batch-size 200
+    --net strided_cnn --examples 15000 --epochs 3 --train-batch 50 \\
+    --per-corruption 600 --cycles 1 --batch-size 200 --views shift \\
+    --corruptions "gaussian_noise,shot_noise,impulse_noise,gaussian_blur, \\
+    zoom_blur,fog,brightness,contrast,pixelate"
+  python experiments/test_time.py --dataset cifar10_jpg --data-dir DIR \\
+    --net strided_cnn --epochs 3 --table cifar_c --severity 5 --seeds 2 \\
+    --per-corruption 600 --cycles 1 --batch-size 200 --views shift \\
+    --corruptions all
 
-Out come a table of errors, on the whole stream and by corruption;
-`results.jsonl`; and the error so far after each batch (`error.png`).
+Out come a table, `results.jsonl` and a plot: the error on the whole stream, so
+far (`error.png`) and by corruption; the share of unsure batches, which CoTTA
+answers by views; and of the network after the stream (of CoTTA the student, to
+whom the teacher who answers is on the way) the accuracy on clean images, by
+their own statistics and by the running ones of the source, and the distance
+from the source, over all parameters.
+
+What to expect, errors of the three commands in percent:
+
+  source            35.7 +- 0.8   45.9 +- 2.6   57.8 +- 3.7
+  batch_norm        10.4 +- 0.9   29.0 +- 1.7   49.8 +- 0.1
+  tent               9.7 +- 0.8   28.8 +- 1.8   49.7 +- 0.1
+  cotta             10.5 +- 0.8   30.3 +- 2.3   48.6 +- 0.1
+  cotta_no_restore  10.5 +- 0.7   30.3 +- 2.3   48.6 +- 0.1
+
+Nearly all of the gain is that of normalizing by the batch; CoTTA loses to TENT
+twice and wins once, by a point in two runs. What goes back to the source keeps
+the student near it (on digits at a distance of 1.8 instead of 3.6) and changes
+no error here. Where a corruption does little harm, as noise does to digits,
+the statistics of 50 images cost a point.
+
+CoTTA needs views that the source is used to. On Fashion-MNIST, whose shoes all
+look one way, mirrors and shifts of 2 (`--views shift_flip`) make its error
+46.4, no better than the source's, and the views of its paper (`cotta`) 56.3; on
+CIFAR-10 these make it 51.0. On digits shifts by a pixel make it 20.5.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -94,7 +122,7 @@ class Config(script.Common):
   train_batch: int = option(100, 'clean images in a step of that')
   source: str = option('', 'folder of trained sources; written if it is empty')
   corruptions: tuple[str, ...] = option(
-    CORRUPTIONS, 'one after the other, see data.augment.corrupt'
+    CORRUPTIONS, 'one after the other, see data.augment.corrupt; or all'
   )
   table: str = option('mnist_c', f'of severities: {", ".join(TABLES)}')
   severity: int = option(3, '1 to 5')
@@ -125,12 +153,12 @@ class Stream(NamedTuple):
 
 def main(config: Config) -> None:
   """Sources -> streams of corrupted images -> adapters -> report."""
-  if config.smoke:
-    config = smaller(config)
   with options():
+    config = named(config)
     check_options(config)
     dataset = script.first(script.read(config), config.examples)
     check_images(config, dataset.test)
+    config = smaller(config) if config.smoke else config
     model = network(config, dataset)
     built = {name: build(name, config, model) for name in config.methods}
     runs = jax.random.split(jax.random.key(0), (config.seeds, 3))
@@ -153,7 +181,7 @@ def main(config: Config) -> None:
     seconds = time.perf_counter() - start
     curves, columns = [], []
     for one, stream, source in zip(found, streams, sources, strict=True):
-      curves.append(curves_of(one, stream))
+      curves.append(curves_of(config, one, stream))
       errors, clean = errors_of(config, one, stream), clean_of(one.state)
       columns.append({**errors, **clean, 'distance': moved(one, source)})
     return Trained(
@@ -173,7 +201,7 @@ def comparison_of(config: Config) -> Comparison:
   percent = (*config.corruptions, 'clean', 'running', 'unsure')
   comparison = Comparison(
     config.out,
-    script.about('test_time', config, 'error'),
+    script.about('test_time', dataclasses.replace(config, source=''), 'error'),
     score='error',
     chosen_by=None,
     better='lower',
@@ -193,6 +221,14 @@ def comparison_of(config: Config) -> Comparison:
 
 
 # --- options -----------------------------------------------------------------
+
+
+def named(config: Config) -> Config:
+  """The options with all corruptions by their names."""
+  check_name('table', config.table, TABLES)
+  if config.corruptions != ('all',):
+    return config
+  return dataclasses.replace(config, corruptions=tuple(TABLES[config.table]))
 
 
 def smaller(config: Config) -> Config:
@@ -215,7 +251,6 @@ def check_options(config: Config) -> None:
   script.check_common(config, METHODS)
   check(config.methods, 'methods must name at least one')
   check(config.corruptions, 'corruptions must name at least one')
-  check_name('table', config.table, TABLES)
   for name in config.corruptions:
     check_name('corruption', name, TABLES[config.table])
   check_name('views', config.views, VIEWS)
@@ -224,6 +259,8 @@ def check_options(config: Config) -> None:
   for name in ('epochs', 'train_batch', 'cycles', 'batch_size', 'views_count'):
     size = getattr(config, name)
     check(size >= 1, f'{name} must be at least 1, got {size}')
+  rate = config.learning_rate
+  check(rate >= 0, f'learning_rate must not be negative, got {rate}')
   for name in ('decay', 'restore', 'threshold'):
     check_range(name, getattr(config, name), 0, 1)
 
@@ -257,16 +294,18 @@ def network(config: Config, dataset: Dataset) -> Model:
 def train(config: Config, dataset: Dataset, model: Model, keys: Key) -> Sources:
   """The network of each run, trained on clean images, or read."""
   test = dataset.test
-  fitted = fit_many(
-    supervised(losses.ce, model, optax.adam(config.learning_rate)),
-    {'x': dataset.train.x, 'labels': dataset.train.labels},
-    keys,
-    epochs=config.epochs,
-    batch_size=config.train_batch,
-    held_out={'test': {'x': test.x, 'labels': test.labels}},
-    checkpoint=Checkpoint(config.source, True) if config.source else None,
-    label='source',
-  )
+  with script.logging(config, 'source') as log:
+    fitted = fit_many(
+      supervised(losses.ce, model, optax.adam(config.learning_rate)),
+      {'x': dataset.train.x, 'labels': dataset.train.labels},
+      keys,
+      epochs=config.epochs,
+      batch_size=config.train_batch,
+      held_out={'test': {'x': test.x, 'labels': test.labels}},
+      checkpoint=Checkpoint(config.source, True) if config.source else None,
+      log=log,
+      label='source',
+    )
   right = fitted.history['test_accuracy'][:, -1]
   print(f'sources: {report.mean_sd(right)}% of clean images right')
   both = fitted.state.params, fitted.state.stats
@@ -283,10 +322,11 @@ def train(config: Config, dataset: Dataset, model: Model, keys: Key) -> Sources:
 def stream_of(config: Config, test: Examples, key: Key) -> Stream:
   """Test images, drawn anew for each corruption, one corruption a time."""
   parts, kinds = [], len(config.corruptions)
-  size = config.per_corruption or len(test.labels)
+  labels = np.asarray(test.labels)
+  size = config.per_corruption or len(labels)
   for i in range(config.cycles * kinds):
     drawn, noise = jax.random.split(jax.random.fold_in(key, i))
-    rows = np.asarray(jax.random.permutation(drawn, len(test.labels))[:size])
+    rows = np.asarray(jax.random.permutation(drawn, len(labels))[:size])
     x = augment.corrupt(
       jax.random.split(noise, size),
       test.x[rows],
@@ -294,9 +334,9 @@ def stream_of(config: Config, test: Examples, key: Key) -> Stream:
       config.severity,
       table=TABLES[config.table],
     )
-    parts.append((np.asarray(x), test.labels[rows], np.full(size, i % kinds)))
-  x, labels, corruption = map(np.concatenate, zip(*parts, strict=True))
-  return Stream({'x': x, 'labels': labels}, corruption)
+    parts.append((np.asarray(x), labels[rows], np.full(size, i % kinds)))
+  images, own, corruption = map(np.concatenate, zip(*parts, strict=True))
+  return Stream({'x': images, 'labels': own}, corruption)
 
 
 # --- adapters ----------------------------------------------------------------
@@ -337,12 +377,14 @@ def build(name: str, config: Config, model: Model) -> Adapter:
 # --- what came of them --------------------------------------------------------
 
 
-def curves_of(found: Adapted, stream: Stream) -> dict[str, np.ndarray]:
+def curves_of(
+  config: Config, found: Adapted, stream: Stream
+) -> dict[str, np.ndarray]:
   """After each batch the error so far, and that of the batch alone, [steps]."""
   wrong = found.outputs.logits.argmax(-1) != stream.arrays['labels']
   of_batch = 1 - found.metrics['accuracy']
-  size = -(-len(wrong) // len(of_batch))
-  ends = np.minimum(size * np.arange(1, len(of_batch) + 1), len(wrong))
+  ends = config.batch_size * np.arange(1, len(of_batch) + 1)
+  ends = np.minimum(ends, len(wrong))  # the last one may be smaller
   return {'error': wrong.cumsum()[ends - 1] / ends, 'batch_error': of_batch}
 
 
@@ -367,7 +409,7 @@ def clean_scores(
   `clean` by the statistics of clean batches, `running` by those of the source.
   """
   ways = {'clean': methods.batch_norm_adapt(model), 'running': frozen(model)}
-  arrays = {'x': test.x, 'labels': test.labels}
+  arrays = {'x': np.asarray(test.x), 'labels': np.asarray(test.labels)}
 
   def score(state: State) -> dict[str, float]:
     found = {}
@@ -387,7 +429,8 @@ def clean_scores(
 def moved(found: Adapted, source: tuple[Params, Stats]) -> float:
   """How far what was learned is from the source, the norm of the difference."""
   apart = jax.tree.map(jnp.subtract, found.state.params, source[0])
-  return float(optax.global_norm(apart))
+  squares = [jnp.sum(jnp.square(a)) for a in jax.tree.leaves(apart)]
+  return math.sqrt(sum(map(float, squares)))
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
