@@ -18,8 +18,12 @@ matrix Q, may say a lot. By the same network, optimizer and labels:
 
   python experiments/complementary_labels.py                # digits, one a row
   python experiments/complementary_labels.py --bias         # some preferred
-  python experiments/complementary_labels.py --noise .1     # a tenth are wrong
+  python experiments/complementary_labels.py --noise .0393  # wrong, as people
+  python experiments/complementary_labels.py --bias --noise .1
   python experiments/complementary_labels.py --labels 4     # four a row
+
+With `--noise` so many labels name the true class. If a tenth does and there is
+no bias, all ten classes are named alike, and labels say nothing.
 
 Q is known, as are the shares of the labels in the training set; `--noise` is in
 Q. Out come a table, `results.jsonl` and `accuracy.png`. An epoch is chosen by
@@ -66,6 +70,8 @@ from jnl.train import (
   train_each,
 )
 
+MOST = 1e4
+"""The condition of a Q whose inverse is of use."""
 Loss = Callable[[Array, Batch, Array], Array]
 """Of logits, the batch and Q: the loss of the batch, []."""
 
@@ -159,11 +165,19 @@ def check_options(config: Config) -> None:
 
 
 def matrix(config: Config, c: int) -> Array:
-  """Q, the same in all runs."""
+  """Q, the same in all runs, if labels of it say anything."""
   if config.bias:
     key = jax.random.key(1)
-    return noise.complementary_biased(key, c, miss=config.noise)
-  return noise.complementary(c, miss=config.noise)
+    q = noise.complementary_biased(key, c, miss=config.noise)
+  else:
+    q = noise.complementary(c, miss=config.noise)
+  condition = np.linalg.cond(np.asarray(q, np.float64))
+  check(
+    condition < MOST,
+    f'noise: with {config.noise} of the labels naming the true class, they say '
+    f'next to nothing; the condition of Q is {condition:.3g}',
+  )
+  return q
 
 
 def weaken(

@@ -38,8 +38,8 @@ from jnl.losses._partial import cc
 from jnl.losses._risks import abs_risks
 
 Loss = Callable[[Array, Array], Array]
-MOST, STEEP = 60, 30
-"""In `order_preserving` 1 / q stops at e^60, and its gradient at e^30."""
+MOST, STEEP = 60, 25
+"""In `order_preserving` 1 / q stops at e^60, and its gradient at e^25."""
 CONDITION = 1e4
 """From here on the inverse of a matrix magnifies more than rows can average."""
 
@@ -276,7 +276,7 @@ def order_preserving(
       \log(q_{\bar y} + \delta),\qquad
     q = \mathrm{softmax}(-z),\quad s = \mathrm{softmax}(1 / (q + \delta))
 
-  The gradient flows through the weight too, but for that of 1 / q above e^30:
+  The gradient flows through the weight too, but for that of 1 / q above e^25:
   from there on s is one-hot, or as good as a jump. So of examples whose
   likeliest class is not the label little is left with epsilon 0.
 

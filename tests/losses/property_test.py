@@ -145,10 +145,12 @@ PUBLIC_NOT_PER_EXAMPLE = {
   'elr_penalty',
   'elr_plus_labels',
   'elr_targets',
+  'entropy',
   'kl_consistency',
   'mean_entropy_gap',
   'prior_mean_kl',
   'sop_probs',
+  'symmetric_consistency',
   'tempered_log_softmax',
   'truncated_gce_weights',
   # of risks, and of complementary labels: risks_test, complementary_test
@@ -708,7 +710,11 @@ def arguments_of(loss):
   known |= dict.fromkeys(('rows', 'targets', 'v', 'confidence'), soft)
   known |= dict.fromkeys(('u', 'weights', 'ratio', 'noisy_prob'), soft[:, 0])
   known |= {'other_logits': Z, 'old_targets': soft, 'scores': soft[:, 0]}
-  known |= {'risks': Z, 'excluded': Y[:, None] == np.arange(4)}
+  known |= {
+    'risks': Z,
+    'margins': soft[0],
+    'excluded': Y[:, None] == np.arange(4),
+  }
   known |= {'candidates': soft > 0, 'predict': lambda x: x, 'mask': None}
   known |= {'transition': symmetric(4), 'revision': 0.01 * np.eye(4)}
   known |= {'prior': soft[0], 'key': jax.random.key(0)}
