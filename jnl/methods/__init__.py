@@ -160,10 +160,10 @@ if TYPE_CHECKING:  # "as" says to type checkers that it is handed on
   from jnl.methods._named import takes as takes
   from jnl.methods._peer import peer as peer
   from jnl.methods._proden import proden as proden
+  from jnl.methods._pu_mlc import pu_mlc as pu_mlc
   from jnl.methods._published import Settings as Settings
   from jnl.methods._published import known_settings as known_settings
   from jnl.methods._published import published as published
-  from jnl.methods._pu_mlc import pu_mlc as pu_mlc
   from jnl.methods._self_training import Learner as Learner
   from jnl.methods._self_training import SelfTrained as SelfTrained
   from jnl.methods._self_training import fpl as fpl

@@ -89,9 +89,9 @@ def cotta(
   after the other, so that memory is that of one.
 
   The views have to be ones that the source is used to: on Fashion-MNIST, whose
-  shoes all look one way, mirrored and shifted views cost more than adaptation
-  gains. What it gains over `tent` and `batch_norm_adapt` on small problems is
-  nothing, see experiments/test_time.py; `restore` keeps it near the source.
+  shoes all look one way, mirrored and shifted views cost all that adaptation
+  gains. Over `batch_norm_adapt` it gains little or nothing on small problems,
+  see experiments/test_time.py; `restore` keeps the student near the source.
 
   Args:
     model: the trained network, without dropout.
