@@ -39,7 +39,7 @@ from jnl.losses._risks import abs_risks
 
 Loss = Callable[[Array, Array], Array]
 MOST, STEEP = 60, 25
-"""In `order_preserving` 1 / q stops at e^60, and its gradient at e^25."""
+"""Where 1 / q of `order_preserving` ends, as an exponent, and its gradient."""
 CONDITION = 1e4
 """From here on the inverse of a matrix magnifies more than rows can average."""
 
@@ -84,7 +84,8 @@ def complementary_risks(
       `backward`) GA by class learned nothing: it ended at 0.2% on digits.
     weights: [b], >= 0; rows of weight 0 count for nothing, whatever they hold.
     by: 'class' or 'label', what a risk is of.
-    loss: any (logits [..., c], labels [...]) -> [...] of this room.
+    loss: any (logits [..., c], labels [...]) -> [...] of this room. It is
+      taken at every class: of `ce` in one pass, of others in c.
 
   Returns:
     [c], at least float32, the same on every device; all NaN, without gradient,
@@ -107,6 +108,10 @@ def complementary_risks(
   Complementary-Label Learning", TMLR 2025, arXiv 2305.08295.
   """
   check_name('by', by, ('class', 'label'))
+  check(
+    prior is not None,
+    'prior must be [c], the shares of the complementary labels in the data set',
+  )
   batch = _read_batch(logits, labels, weights)
   inverse = _inverse(transition, batch.logits)
   prior = _read_prior(prior, batch.logits)
@@ -276,8 +281,8 @@ def order_preserving(
       \log(q_{\bar y} + \delta),\qquad
     q = \mathrm{softmax}(-z),\quad s = \mathrm{softmax}(1 / (q + \delta))
 
-  The gradient flows through the weight too, but for that of 1 / q above e^25:
-  from there on s is one-hot, or as good as a jump. So of examples whose
+  The gradient flows through the weight too (without a delta not that of 1 / q
+  above e^25, where s is one-hot or as good as a jump). Of examples whose
   likeliest class is not the label little is left with epsilon 0.
 
   Args:
@@ -305,7 +310,10 @@ def order_preserving(
   logits, label = read(logits, labels)
   logits = logspace.bounded(logits)
   log_q = logspace.add_offset(logspace.log_probs(-logits), floor)
-  steep = _exp_of_some_slope(-log_q)
+  if logspace.is_zero(floor):
+    steep = _exp_of_some_slope(-log_q)
+  else:
+    steep = jnp.exp(jnp.minimum(-log_q, MOST))
   log_weight = log_prob(logits, label) + log_prob(steep, label)
   at_label = log_q
   if label.valid is not None:

@@ -136,6 +136,8 @@ def complementary_sets(
   check_classes(num_classes)
   labels = read_vector('labels', labels, num_classes)
   size = _read_size(size, len(labels), num_classes)
+  if not len(labels):
+    return jnp.zeros([0, num_classes], bool)
 
   def row(i: Array) -> Array:
     scores = jax.random.uniform(jax.random.fold_in(key, i), (num_classes,))

@@ -197,6 +197,7 @@ def test_bad_arguments_are_named():
       {'prior': PRIOR[:4]},
     ),
     (ValueError, 'prior must have rows', {'prior': 2 * PRIOR}),
+    (ValueError, 'prior must be .*in the data set', {'prior': None}),
     (ValueError, r'weights must be \[b\] = \[40\]', {'weights': WEIGHTS[:9]}),
     (ValueError, r'transition must be \[c, c\]', {'q': Q[:4]}),
     (ValueError, 'transition must have rows', {'q': 2 * Q}),

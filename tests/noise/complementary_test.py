@@ -89,6 +89,7 @@ def test_sizes_by_row_and_keys_by_row():
   assert not sets[np.arange(N), LABELS].any()
   few = noise.complementary_sets(KEY, LABELS[:7], C, size[:7])
   np.testing.assert_array_equal(few, sets[:7])
+  assert noise.complementary_sets(KEY, LABELS[:0], C, 1).shape == (0, C)
   most = np.asarray(noise.complementary_sets(KEY, LABELS, C, C - 1))
   np.testing.assert_array_equal(most, LABELS[:, None] != np.arange(C))
   traced = jax.jit(lambda k, y, s: noise.complementary_sets(k, y, C, s))
