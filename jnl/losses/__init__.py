@@ -158,8 +158,9 @@ bools or functions (`order`, `detach`). Weights of examples (`ratio`,
 A class of logit -inf is masked: it has probability and gradient 0, and counts
 for nothing where its label is 0. What compares all classes loses its meaning
 there: `nce`, `nfl` and `ngce(q=0)` are 0 with gradient 0 for every example (so
-that `nce_rce` is `rce` alone), `label_smoothing`, `gls`, `cores2` and
-`backward` are infinite (or about 1e30). Leave such classes out instead.
+that `nce_rce` is `rce` alone), `label_smoothing`, `gls`, `cores2`, `backward`,
+`complementary_risks` and `order_preserving` are infinite (or about 1e30). Leave
+such classes out instead.
 """
 
 from jnl.losses._combined import (
