@@ -133,6 +133,27 @@ def test_smoke(name, tmp_path, capsys):
   assert len(check_results(name, tmp_path, printed, seeds)) > 1
 
 
+@pytest.mark.slow
+def test_several_labels_a_row_are_read_from_a_file(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  labels = rng.random((300, 4)) < 0.4
+  x = labels @ rng.normal(size=(4, 8)) + rng.normal(size=(300, 8)) / 9
+  np.savez(
+    tmp_path / 'multilabel_mine.npz',
+    x_train=x[:200],
+    y_train=labels[:200],
+    x_test=x[200:],
+    y_test=labels[200:],
+  )
+  argv = ['--dataset', 'multilabel_mine', '--data-dir', tmp_path, '--smoke']
+  names = 'assume_negative', 'pu_mlc', 'pu_mlc_plain', 'nnpu', 'supervised'
+  out = tmp_path / 'out'
+  here('positive_unlabeled', *argv, '--methods', ','.join(names), '--out', out)
+  printed = capsys.readouterr().out
+  assert check_results('positive_unlabeled', out, printed) == set(names)
+  assert {r['metric'] for r in rows_in(out)} == {'mean_average_precision'}
+
+
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
@@ -295,6 +316,11 @@ def test_texts_are_not_read_as_pixels(tmp_path):
       '--per-corruption 999',
       'per_corruption must lie in [0, 477]',
     ),
+    ('positive_unlabeled', '--methods pu_mlc', "unknown method 'pu_mlc'"),
+    ('positive_unlabeled', '--known 9999', 'known: there are'),
+    ('positive_unlabeled', '--known .5', 'known must be a number of rows'),
+    ('positive_unlabeled', '--prior 1', 'prior must lie in (0, 1)'),
+    ('positive_unlabeled', '--dataset multilabel_x', 'x is read from a file'),
     ('semi_supervised', '--labels 25', 'labels must be a multiple of the 10'),
     ('semi_supervised', '--views shfit', "unknown views 'shfit'; did you mean"),
     ('semi_supervised', '--ema 1', 'ema must lie in [0, 1)'),

@@ -236,7 +236,6 @@ def nnpu(
   Reference: Kiryo, Niu, du Plessis, Sugiyama, "Positive-Unlabeled Learning with
   Non-Negative Risk Estimator", NeurIPS 2017, arXiv 1703.00593.
   """
-  check_range('beta', beta, 0)
   how: Any = {'loss': loss, 'all_unlabeled': all_unlabeled}
   of_positives, of_negatives = pu_risks(scores, positive, prior, weights, **how)
   way = ascend_risks(of_negatives[..., None], beta=beta, gamma=gamma)

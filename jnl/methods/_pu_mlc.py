@@ -66,9 +66,9 @@ def pu_mlc(
   the other, here every example with another one of its shard. With two labels
   of a rare kind in a batch the first term is noisy: batches are to be large.
 
-  The mixed term costs a second pass, and did not gain on tables of features:
-  see experiments/positive_unlabeled.py. There, scores were best after some
-  twenty epochs; choose the epoch.
+  The mixed term costs a second pass, and on tables of features it gained
+  nothing. Scores fall there as training goes on: choose the epoch. See
+  experiments/positive_unlabeled.py.
 
   Args:
     model: the network; its logits [b, c] are log-odds of c labels, each a
