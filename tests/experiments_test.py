@@ -308,7 +308,6 @@ def test_texts_are_not_read_as_pixels(tmp_path):
     ('imprecise_labels', '--setting partal', "unknown setting 'partal'; did"),
     ('long_tail', '--ratio 400', 'ratio must leave the last class a row'),
     ('long_tail', '--noise 1.5', 'noise must lie in [0, 1), got 1.5'),
-    ('noisy_stream', '--batches 5', 'batches must be at least 12'),
     ('noisy_stream', '--features pixel', "unknown features 'pixel'; did you"),
     ('test_time', '--corruptions fogg', "unknown corruption 'fogg'; did you"),
     (

@@ -66,7 +66,7 @@ def test_files_exist(page):
 
 def test_methods_to_choose_from_have_a_number_and_its_command():
   rows = [r for r in rows_of('README.md') if re.search(NUMBER, r)]
-  assert len(rows) == 15
+  assert len(rows) == 17
   for row in rows:
     _, _, call, _, command, _ = row.split('|')
     assert re.search(NAME, call)

@@ -104,7 +104,7 @@ def complementary_risks(
 
   Reference: Ishida, Niu, Menon, Sugiyama, "Complementary-Label Learning for
   Arbitrary Losses and Models", ICML 2019, arXiv 1810.04327; with other losses:
-  Wang, Ha, Ye, Lin, Lin, "CLImage: Human-Annotated Datasets for
+  Wang, Mai, Ye, Lin, Lin, "CLImage: Human-Annotated Datasets for
   Complementary-Label Learning", TMLR 2025, arXiv 2305.08295.
   """
   check_name('by', by, ('class', 'label'))

@@ -101,7 +101,7 @@ def ascend_risks(
   check_range('beta', beta, 0)
   check_range('gamma', gamma, 0)
   risks = _read(risks)
-  back = -gamma * jnp.sum(jnp.where(risks < 0, risks, 0), axis=-1)
+  back = -gamma * jnp.sum(jnp.where(risks >= 0, 0, risks), axis=-1)
   total = jnp.sum(risks, axis=-1)
   return jnp.where(jnp.any(risks < -beta, axis=-1), back, total)
 

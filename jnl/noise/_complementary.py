@@ -36,7 +36,7 @@ def complementary(num_classes: int, *, miss: Scalar = 0.0) -> Array:
   [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
 
   Reference: Ishida, Niu, Hu, Sugiyama, "Learning from Complementary Labels",
-  NeurIPS 2017, arXiv 1705.07541; people's: Wang, Ha, Ye, Lin, Lin,
+  NeurIPS 2017, arXiv 1705.07541; people's: Wang, Mai, Ye, Lin, Lin,
   "CLImage: Human-Annotated Datasets for Complementary-Label Learning", TMLR
   2025, arXiv 2305.08295.
   """
