@@ -163,7 +163,7 @@ def noise_images(key: Key, n: int, shape: Sequence[int]) -> Array:
     shape: of an image, such as (28, 28, 1).
 
   Returns:
-    [n, *shape], float32 in [0, 1]; an image of one pixel is 0.
+    [n, h, w, c], float32 in [0, 1]; an image of one pixel is 0.
 
   Raises:
     TypeError, ValueError: if an argument is malformed.
