@@ -356,8 +356,11 @@ def pairwise_comparison(logits: ArrayLike, labels: ArrayLike) -> Array:
       label.values[..., None],
       logspace.take(logits, label.values),
     )
-  above = jax.nn.sigmoid(at_label[..., None] - logits[..., None, :])
-  return expect(jnp.sum(jnp.where(index == classes, 0, above), axis=-1), label)
+  own = index == classes
+  # Selected before too: of an infinite logit inf - inf has no gradient.
+  gap = at_label[..., None] - jnp.where(own, 0, logits[..., None, :])
+  above = jnp.where(own, 0, jax.nn.sigmoid(gap))
+  return expect(jnp.sum(above, axis=-1), label)
 
 
 # --- of several labels --------------------------------------------------------
@@ -511,6 +514,7 @@ def _read_batch(
     weights.shape == shape[:1],
     f'weights must be [b] = [{shape[0]}], got shape {weights.shape}',
   )
+  inputs.check_between('weights', weights, 0)
   counts = weights != 0
   logits, label = read(logits, labels, where=counts)
   logits = logspace.bounded(jnp.where(counts[:, None], logits, 0))
@@ -523,7 +527,7 @@ def _read_batch(
 
 def _ratio(sums: Array, counts: Array) -> Array:
   """sums / counts; 0 where there is nothing."""
-  return jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
+  return sums / jnp.where(counts == 0, 1, counts)  # a weight that is NaN shows
 
 
 def _at_every_class(loss: Loss, logits: Array) -> Array:

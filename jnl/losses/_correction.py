@@ -264,5 +264,5 @@ def _log_mean(log_p: Array, columns: Array) -> Array:
 
 def _log(total: Array, shift: Array) -> Array:
   """log(total e^shift), finite and without gradient if there is nothing."""
-  some = total > 0
-  return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + shift, IMPOSSIBLE)
+  none = total <= 0  # what is NaN stays so
+  return jnp.where(none, IMPOSSIBLE, jnp.log(jnp.where(none, 1, total)) + shift)

@@ -22,7 +22,7 @@ import numpy as np
 
 from jnl.base import Array, Scalar, check, global_sum, is_concrete
 from jnl.inputs import as_array, check_between, check_range, read_floats
-from jnl.logspace import add_offset, is_zero
+from jnl.logspace import add_offset, bounded
 from jnl.losses._risks import ascend_risks
 
 MarginLoss = Callable[[Array], Array]
@@ -136,9 +136,9 @@ def pu_risks(
   if_positive, if_negative = loss(scores), loss(-scores)
   for values in (if_positive, if_negative):
     check(
-      values.shape == scores.shape,
+      np.shape(values) == scores.shape,
       f'loss must give one value for each score, {scores.shape}, got '
-      f'{values.shape}',
+      f'{np.shape(values)}',
     )
   as_negative = prior * _mean(if_negative, known)
   return prior * _mean(if_positive, known), (
@@ -446,7 +446,7 @@ def mixup_log_consistency(
       f'{name} must have the shape of scores, {scores.shape}, got '
       f'{values.shape}',
     )
-    targets.append(values.astype(scores.dtype))
+    targets.append(bounded(values.astype(scores.dtype)))
   r = as_array('ratio', ratio).astype(scores.dtype)
   check(
     r.shape in ((), scores.shape[:1]),
@@ -454,7 +454,9 @@ def mixup_log_consistency(
   )
   r = r.reshape(r.shape + (1,) * (scores.ndim - r.ndim))
   own, other = targets
-  mixed = jnp.logaddexp(jnp.log(r) + own, jnp.log1p(-r) + other)
+  mixed = jnp.logaddexp(
+    bounded(jnp.log(r)) + own, bounded(jnp.log1p(-r)) + other
+  )
   found = jax.nn.log_sigmoid(scores)
   return jnp.square(add_offset(mixed, offset) - add_offset(found, offset))
 
@@ -537,9 +539,7 @@ def _log_mean(scores: Array, weights: Array, offset: Scalar) -> Array:
   """log(mean sigma + offset); of what has underflowed, that of `tiny`."""
   mean = _mean(jax.nn.sigmoid(scores), weights)
   some = global_sum(jnp.sum(weights, axis=0)) > 0
-  if not is_zero(offset):
-    return jnp.where(some, jnp.log(mean + offset), 0)
-  least = jnp.finfo(mean.dtype).tiny
+  mean, least = mean + offset, jnp.finfo(mean.dtype).tiny
   known = jnp.log(jnp.where(mean < least, least, mean))
   return jnp.where(some, known, 0)
 

@@ -9,7 +9,7 @@ number of partial risks.
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jnl.base import Array, Scalar
+from jnl.base import Array, Scalar, check
 from jnl.inputs import check_range, read_floats
 
 
@@ -26,6 +26,7 @@ def clip_risks(risks: ArrayLike) -> Array:
 
   Raises:
     TypeError: if `risks` are no floats.
+    ValueError: if they are a scalar.
 
   >>> float(clip_risks(jnp.array([2.0, -1.0])))
   2.0
@@ -50,6 +51,7 @@ def abs_risks(risks: ArrayLike) -> Array:
 
   Raises:
     TypeError: if `risks` are no floats.
+    ValueError: if they are a scalar.
 
   >>> float(abs_risks(jnp.array([2.0, -1.0])))
   3.0
@@ -87,7 +89,7 @@ def ascend_risks(
 
   Raises:
     TypeError: if `risks` are no floats.
-    ValueError: if `beta` or `gamma` is negative.
+    ValueError: if they are a scalar, or `beta` or `gamma` is negative.
 
   >>> risks = jnp.array([2.0, -1.0])
   >>> float(ascend_risks(risks)), float(ascend_risks(risks, beta=3.0))
@@ -109,4 +111,5 @@ def ascend_risks(
 def _read(risks: ArrayLike) -> Array:
   """In at least float32."""
   risks = read_floats('risks', risks)
+  check(risks.ndim > 0, 'risks must be [..., k], got a scalar')
   return risks.astype(jnp.promote_types(risks.dtype, jnp.float32))

@@ -153,6 +153,26 @@ def test_a_label_out_of_range_makes_nan_without_gradient():
       f(Z, bad)
 
 
+def test_weights_that_cannot_be():
+  """Named; where they cannot be looked at, NaN shows."""
+  for bad in (-WEIGHTS, WEIGHTS * np.nan):
+    for f in (lambda w: of_all(Z, weights=w), lambda w: losses.scarce(Z, Y, w)):
+      with pytest.raises(ValueError, match='weights must lie in'):
+        f(bad)
+  broken = np.where(np.arange(B) == 9, np.nan, WEIGHTS)
+  found = run(lambda w: (of_all(Z, weights=w), losses.scarce(Z, Y, w)), broken)
+  assert all(np.isnan(value).any() for value in found)
+
+
+def test_an_infinite_logit_of_the_label_compared_in_pairs():
+  z = Z.copy()
+  z[np.arange(B), Y] = np.inf
+  for labels in (Y, np.eye(C, dtype=np.float32)[Y]):
+    value, slope = value_and_slope(losses.pairwise_comparison, z, labels)
+    np.testing.assert_array_equal(value, np.full(B, C - 1))
+    assert not np.any(slope)
+
+
 @pytest.mark.parametrize('size', [30.0, 1e4])
 def test_extremes_are_finite(size):
   z = np.float32(size * np.sign(Z))
@@ -316,6 +336,11 @@ def test_forward_with_an_offset():
   # Of a label that no class can turn into.
   hopeless = losses.forward([0.0, 1e4], 1, [[0, 1.0], [1, 0]], offset=1e-6)
   close(hopeless, -np.log(1e-6))
+  # A run that has diverged is not a label that nothing can turn into.
+  for labels in (Y, np.float32(soft)):
+    for offset in (0.0, 1e-6):
+      found = losses.forward(np.nan * Z, labels, Q, offset=offset)
+      assert np.isnan(found).all()
   with pytest.raises(ValueError, match='offset must lie in'):
     losses.forward(Z, Y, Q, offset=-1.0)
 

@@ -227,6 +227,31 @@ def test_edges_are_defined_and_finite():
   assert np.all(found['vpu'][1][rows.index('high')] == 0)
 
 
+def test_an_offset_of_zero_may_be_traced():
+  x, positive = np.full(4, -1e4, np.float32), np.arange(4) == 0
+  for loss in (losses.vpu, losses.pu_mlc):
+    of = jax.value_and_grad(
+      lambda x, offset, f=loss: f(x, positive, np.ones(4), offset=offset)
+    )
+    found, plain = run(of, x, np.float32(0)), of(x, 0.0)
+    assert np.isfinite(found[1]).all()
+    for a, b in zip(found, plain, strict=True):
+      close(a, b)
+
+
+def test_infinite_log_targets_are_harmless_with_an_offset():
+  x, never = np.zeros(3, np.float32), np.full(3, -np.inf, np.float32)
+
+  def loss(x, own, other):
+    ratio = np.float32([0, 0.5, 1])
+    return losses.mixup_log_consistency(x, own, other, ratio, offset=1e-10)
+
+  value = run(loss, x, never, never)
+  close(value, np.full(3, (np.log(1e-10) - np.log(0.5)) ** 2))
+  slopes = run(jax.grad(lambda *a: loss(*a).sum(), (0, 1, 2)), x, never, never)
+  assert np.isfinite(slopes).all()
+
+
 def test_one_row_and_scores_without_classes():
   x, positive = np.float32([0.5]), np.array([True])
   assert losses.pu_mlc_temperature(x, np.ones(1)) == np.float32(0.01)
@@ -285,6 +310,7 @@ def test_a_score_that_is_no_number_shows():
     ({'beta': -1.0}, ValueError, 'beta'),
     ({'gamma': -1.0}, ValueError, 'gamma'),
     ({'loss': jnp.sum}, ValueError, 'loss'),
+    ({'loss': lambda scores: 1.0}, ValueError, r'loss must .*got \(\)'),
   ],
 )
 def test_what_cannot_be_is_named(change, error, match):

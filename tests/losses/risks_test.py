@@ -67,6 +67,8 @@ def test_nan_infinite_half_and_traced():
     assert f(jnp.ones(3, jnp.bfloat16)).dtype == np.float32
     with pytest.raises(TypeError, match='risks must be floating-point'):
       f(np.arange(3))
+    with pytest.raises(ValueError, match=r'risks must be \[..., k\]'):
+      f(1.0)
   for name in ('beta', 'gamma'):
     with pytest.raises(ValueError, match=f'{name} must lie in'):
       losses.ascend_risks(RISKS, **{name: -0.1})
