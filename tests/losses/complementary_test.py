@@ -402,5 +402,6 @@ def test_decoding():
   )
   expected = np.abs(softmax(Z)[:, None] - q).sum(-1).argmin(1)
   np.testing.assert_array_equal(losses.decode_complementary(Z, q), expected)
-  lowest = losses.decode_complementary(Z, UNIFORM)
-  np.testing.assert_array_equal(lowest, Z.argmin(1))
+  for sure in (1, 8):  # where p are as small as 1e-30
+    lowest = losses.decode_complementary(sure * Z, UNIFORM)
+    np.testing.assert_array_equal(lowest, Z.argmin(1))
