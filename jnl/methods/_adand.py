@@ -25,6 +25,7 @@ from jnl.base import (
   global_mean,
 )
 from jnl.inputs import check_int, read_floats, read_logits
+from jnl.methods._tent import stays_finite
 from jnl.select import split_threshold
 from jnl.steps import guarded_step, select
 
@@ -111,7 +112,7 @@ def adand(
     that is one. In `aux` are rows [b]: `noise`, the decision; `score` of noise
     and `threshold` that it is of, and `confidence`, 1 - score;
     `zero_shot_noise`, `zero_shot_score` and `zero_shot_threshold`; the `loss`;
-    and `skipped`, 1 for a batch with a score, a loss or a gradient that is not
+    and `skipped`, 1 for a batch with a score, a loss or a step that is not
     finite: it leaves the state as it was. A score that is NaN is noise. Where
     all scores are alike the threshold is 0, and all above it are noise.
 
@@ -203,6 +204,8 @@ def _step(
   allowed = jnp.all(jnp.isfinite(every)) & jnp.any(there) & jnp.isfinite(loss)
   old = state.params, state.stats, state.opt
   new, done = guarded_step(tx, gradient, old, state.stats, allowed)
+  done &= stays_finite(new, old)
+  new = select(done, new, old)
   second = select(decides, second, rings.detector)
   extra = select(done, Rings(first, second), rings)
   score = jnp.where(decides, own, seen.scores)

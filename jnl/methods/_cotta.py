@@ -113,8 +113,9 @@ def cotta(
     row of weight 0 leaves no trace. `state.params` is the student,
     `state.extra` an `Adapting`. `outputs.aux` has rows `loss`, `confidence` of
     the source, `unsure`, 1 where the batch was answered by views, and
-    `skipped`, 1 for a batch whose loss is not finite: it is answered, and
-    leaves everything as it was. Parameters that are not floating point stay.
+    `skipped`, 1 for a batch whose loss or step is not finite: it is answered,
+    and leaves everything as it was. Parameters that are not floating point
+    stay.
 
   Raises:
     TypeError: if `model` is no `Model`, or from the step for a key that is

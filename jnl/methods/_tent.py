@@ -115,7 +115,8 @@ def tent(model: Model, tx: optax.GradientTransformation) -> Adapter:
   Returns:
     An adapter over batches of `x` [b, ...]; `weight` [b] is optional, and a row
     of weight 0 leaves no trace. `outputs.aux` has rows `loss`, the entropy, and
-    `skipped`, 1 for a batch whose loss is not finite, which changes nothing.
+    `skipped`, 1 for a batch whose loss or step is not finite, which changes
+    nothing.
 
   Raises:
     TypeError: if `model` is no `Model`.
@@ -223,6 +224,24 @@ def with_part(own: Params, params: Params) -> Params:
   )
 
 
+def stays_finite(new: PyTree, old: PyTree) -> Array:
+  """Whether no number that was finite has become infinite or NaN, [] bool.
+
+  A finite gradient may lead there: by squares that an optimizer sums, or by a
+  quotient in float16. Then all that comes after would be lost.
+
+  Args:
+    new: of arrays, such as parameters and the optimizer's state.
+    old: a tree like it.
+  """
+  kept = [
+    jnp.all(jnp.isfinite(a) | ~jnp.isfinite(b))
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    if jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+  ]
+  return jnp.all(jnp.array(kept, bool))
+
+
 def descend(
   tx: optax.GradientTransformation,
   state: State,
@@ -242,9 +261,9 @@ def descend(
     weight: [b].
 
   Returns:
-    The state after; whether that is one to go on from, [] bool: the loss and
-    its gradient are finite and a row counts; and the outputs before, with rows
-    `loss` and `skipped`.
+    The state after; whether that is one to go on from, [] bool: the loss, its
+    gradient and what they lead to are finite, and a row counts; and the outputs
+    before, with rows `loss` and `skipped`.
   """
 
   def mean_loss(own: Params) -> tuple[Array, tuple[Outputs, Array]]:
@@ -255,11 +274,12 @@ def descend(
   own = part(state.params, mask)
   (value, (outputs, rows)), gradient = global_grad(mean_loss)(own)
   there = global_sum(jnp.sum(weight > 0)) > 0
-  (own, _, opt), done = guarded_step(
+  (new, _, opt), done = guarded_step(
     *(tx, gradient, (own, {}, state.opt), {}),
     jnp.isfinite(value) & there,
   )
-  params = with_part(own, state.params)
+  done &= stays_finite((new, opt), (own, state.opt))
+  params = with_part(new, state.params)
   new = state._replace(step=state.step + 1, params=params, opt=opt)
   skipped = jnp.broadcast_to(1 - done.astype(jnp.float32), rows.shape)
   return new, done, outputs._replace(aux={'loss': rows, 'skipped': skipped})

@@ -281,7 +281,15 @@ def _read(
   data: Arrays,
 ) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray]:
   """The arrays without labels, the labels if there are any, the weights."""
-  arrays = dict(data)
+  check(
+    isinstance(data, Mapping),
+    f'data must be a dict of arrays, such as x, got {type(data).__name__}',
+    TypeError,
+  )
+  # What lies on devices comes to the host, once.
+  arrays = jax.tree.map(
+    lambda a: np.asarray(a) if isinstance(a, jax.Array) else a, dict(data)
+  )
   check(len(arrays) > 0, 'data has no arrays')
   lengths = {
     name: {np.shape(a)[:1] for a in jax.tree.leaves(values)}
@@ -370,7 +378,9 @@ def _saving(
 
   every = stream.steps if checkpoint.every is None else checkpoint.every
   check_int('checkpoint.every', every)
-  jaxpr = jax.make_jaxpr(adapter.step)(state, stream.batch(0), stream.key(0))
+  # Without the devices that it lies on: those may be others on resuming.
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+  jaxpr = jax.make_jaxpr(adapter.step)(shapes, stream.batch(0), stream.key(0))
   tracer = f'jax {jax.__version__}, {jax.default_backend()}'
   about = {
     'adapter': label,

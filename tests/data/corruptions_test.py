@@ -385,6 +385,12 @@ def test_the_smallest_images(name):
     assert np.isfinite(y).all()
 
 
+def test_no_images():
+  none = np.zeros((0, 8, 8, 3), np.float32)
+  assert corrupt(KEYS[:0], none, 'shot_noise', 1).shape == none.shape
+  assert cotta_views(KEYS[:0], none).shape == none.shape
+
+
 def test_dtypes_stay_and_values_outside_are_clipped():
   x = images((8, 8, 1), 2)
   wide = np.where(x > 0.6, 7, x)

@@ -139,6 +139,11 @@ def test_a_batch_that_is_not_finite_is_answered_and_not_learned(ran):
       assert outputs.aux['skipped'].tolist() == [1] * B
       assert outputs.aux['noise'][3]
       assert not outputs.aux['noise'].all()
+  # Nor is one of a finite gradient whose squares, in Adam, are not.
+  large = {**whole, 'features': 1e30 * whole['features']}
+  new, outputs = step(start, large, KEY)
+  jax.tree.map(np.testing.assert_array_equal, new, state)
+  assert outputs.aux['skipped'].tolist() == [1] * B
   # Nor is one that nobody is in: Adam would move on.
   nobody = {**batch_of(stream, 0), 'weight': np.zeros(B, np.float32)}
   jax.tree.map(

@@ -152,6 +152,17 @@ def test_networks_without_batch_statistics():
     tent(MLP(2), optax.sgd(0.1))
 
 
+def test_a_step_that_overflows_is_not_taken():
+  """Loss and gradient are finite; in float16 the squares of Adam are zeros."""
+  adapter = tent(normalized(), optax.adam(0.01))
+  params, stats = jax.tree.map(np.float16, normalized().init(KEY))
+  state = adapter.init(params, stats)
+  after, outputs = adapter.step(state, {'x': np.float16(X)}, KEY)
+  assert np.isfinite(outputs.logits).all()
+  assert outputs.aux['skipped'].min() == 1
+  chex.assert_trees_all_equal(state, after)
+
+
 def test_batches_that_cannot_be():
   adapter = tent(normalized(), optax.sgd(0.1))
   state = adapter.init(*normalized().init(KEY))

@@ -147,6 +147,9 @@ def test_a_stream_that_was_interrupted_goes_on(tmp_path):
   again = saved._replace(resume=True)
   chex.assert_trees_all_equal(adapt(*args, **options, checkpoint=again), whole)
   chex.assert_trees_all_equal(adapt(*args, **options, checkpoint=again), whole)
+  shutil.rmtree(folder / '3')
+  options['devices'] = None  # all of them, instead of one
+  assert_close(adapt(*args, **options, checkpoint=again), whole)
   other = {**STREAM, 'x': X + 1}
   with pytest.raises(ValueError, match='belongs to another run'):
     adapt(*args[:2], other, KEY, **options, checkpoint=again)
@@ -159,6 +162,7 @@ def test_a_stream_that_was_interrupted_goes_on(tmp_path):
 
 
 BAD = {
+  'an array': ({'data': X}, 'data must be a dict of arrays'),
   'no arrays': ({'data': {}}, 'has no arrays'),
   'no rows': ({'data': {'x': X[:0]}}, 'one length above 0'),
   'lengths': ({'data': {'x': X, 'labels': LABELS[:3]}}, 'one length above 0'),

@@ -208,7 +208,7 @@ def _corrupt(keys: Key, x: Array, name: str, level: tuple[float, ...]) -> Array:
   if name in _NOISES:
     # All values of an image in a row: XLA:CPU draws along rows of 3 channels
     # 2 to 3 times slower.
-    x = x.reshape(shape[0], -1)
+    x = x.reshape(shape[0], math.prod(shape[1:]))
   x = jnp.clip(_CORRUPTIONS[name](keys, x, *level), 0, 1)
   return x.reshape(shape).astype(dtype)
 

@@ -314,7 +314,7 @@ def _blurred(x: Array, sigma: Array) -> Array:
   weights = jnp.exp(-0.5 * (jnp.arange(-2, 3)[:, None] / sigma) ** 2)
   weights = (weights / weights.sum(0))[..., None, None].astype(x.dtype)
   # Rows of all channels, along which the machine computes.
-  x = x.reshape(b, h + 4, -1)
+  x = x.reshape(b, h + 4, (w + 4) * c)
   parts = [weights[i] * x[:, i : i + h] for i in range(5)]
   x = functools.reduce(jnp.add, parts)
   parts = [weights[i] * x[:, :, c * i : c * (i + w)] for i in range(5)]
