@@ -315,6 +315,12 @@ def _read(
     )
   weight = np.asarray(arrays.pop('weight', np.ones(n)), np.float32)
   check(weight.ndim == 1, f'data: weight must be [n], got {weight.shape}')
+  counted = np.isfinite(weight) & (weight >= 0)
+  check(
+    counted.all(),
+    f'data: weight must be finite and at least 0; row {counted.argmin()} is '
+    f'{weight[counted.argmin()]}',
+  )
   return arrays, labels, weight
 
 

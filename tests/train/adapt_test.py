@@ -171,6 +171,10 @@ BAD = {
     {'data': {'x': X, 'labels': LABELS / 1}},
     'labels must be',
   ),
+  'a weight below 0': (
+    {'data': {'x': X, 'weight': 1.0 - (LABELS == 0) * 2}},
+    'at least 0; row',
+  ),
   'index': ({'data': {'x': X, 'index': LABELS}}, 'place in the stream'),
   'a last batch of one': ({'data': {'x': X[:33]}}, 'at least 2 examples'),
   'pixels': ({'data': {'x': LABELS[:, None] + np.zeros(DIM, int)}}, 'pixels'),
