@@ -78,7 +78,8 @@ def adapt(
     key: everything random follows from it, whatever the number of devices.
     batch_size: examples that are answered together, over all devices; the
       adapters' learning rates belong to it.
-    how: see `parallel`.
+    how: see `parallel`. Only in the global view, 'jit', is Flax's own batch
+      normalization that of all devices; `nets.BatchNorm` is in each.
     devices: by default all; of these, the most that divide `batch_size`. A
       warning says so where some stay idle.
     checkpoint: where the state and the answers so far are saved, and resumed
@@ -394,9 +395,9 @@ def _saving(
     'stream': {'n': stream.n, 'batch_size': stream.size},
     'key': np.asarray(jax.random.key_data(stream.key_of_all)).tolist(),
     'checksums': {
-      jax.tree_util.keystr(path): checkpoints.checksum(np.asarray(a))
+      jax.tree_util.keystr(path): checkpoints.checksum(_numbers(a))
       for path, a in jax.tree_util.tree_leaves_with_path(
-        (dict(stream.data), stream.weight, state.params)
+        (dict(stream.data), stream.weight, state)
       )
     },
   }
@@ -417,6 +418,13 @@ def _saving(
       every,
       stopping,
     )
+
+
+def _numbers(a: Any) -> np.ndarray:
+  """An array [n, ...] on the host; of keys what they are made of."""
+  dtype = getattr(a, 'dtype', None)
+  keys = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  return np.atleast_1d(np.asarray(jax.random.key_data(a) if keys else a))
 
 
 def _save(
