@@ -381,7 +381,8 @@ def curves_of(
   config: Config, found: Adapted, stream: Stream
 ) -> dict[str, np.ndarray]:
   """After each batch the error so far, and that of the batch alone, [steps]."""
-  wrong = found.outputs.logits.argmax(-1) != stream.arrays['labels']
+  answers = np.argmax(found.outputs.logits, axis=-1)
+  wrong = answers != stream.arrays['labels']
   of_batch = 1 - found.metrics['accuracy']
   ends = config.batch_size * np.arange(1, len(of_batch) + 1)
   ends = np.minimum(ends, len(wrong))  # the last one may be smaller

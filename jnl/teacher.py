@@ -454,13 +454,13 @@ def norm_parameters(params: Params, stats: Stats) -> PyTree:
   Returns:
     A tree like `params`, of Python bools.
 
-  >>> params = {'Dense_0': {'kernel': 0.0, 'bias': 0.0},
-  ...   'BatchNorm_0': {'scale': 0.0, 'bias': 0.0}}
+  >>> params = {'Dense_0': {'bias': 0.0, 'kernel': 0.0},
+  ...   'BatchNorm_0': {'bias': 0.0, 'scale': 0.0}}
   >>> stats = {'batch_stats': {'BatchNorm_0': {'mean': 0.0, 'var': 1.0}}}
   >>> norm_parameters(params, stats)['BatchNorm_0']
-  {'scale': True, 'bias': True}
+  {'bias': True, 'scale': True}
   >>> norm_parameters(params, {})['Dense_0']
-  {'kernel': False, 'bias': False}
+  {'bias': False, 'kernel': False}
   """
   kept: dict[tuple[str, ...], set[str]] = {}
   for path, _ in jax.tree_util.tree_leaves_with_path(stats):

@@ -149,8 +149,11 @@ def test_elr_does_not_memorize_and_finds_the_wrong_labels():
 
 @pytest.mark.slow
 def test_cross_entropy_falls_and_beta_0_does_not_help():
-  """Two seeds, in one program; without the penalty it is cross-entropy."""
-  noisy, order, digits = noisy_digits(2)
+  """Four seeds, in one program; without the penalty it is cross-entropy.
+
+  Without memory runs end anywhere between .1 and .98, by the last digit.
+  """
+  noisy, order, digits = noisy_digits(4)
   settings = {'ce': (0.7, 0.0), 'elr': (0.7, 3.0), 'beta 0': (0.0, 3.0)}
 
   def trained(labels, beta, lam, epochs):
@@ -178,7 +181,7 @@ def test_cross_entropy_falls_and_beta_0_does_not_help():
   assert last['elr'] > last['ce'] + 0.1
   assert last['elr'] > last['beta 0'] + 0.05
   assert curve['ce'].max(1).mean() > last['ce'] + 0.08
-  for run in range(2):
+  for run in range(4):
     state = jax.tree.map(lambda a, run=run: a[1, run], states)
     assert f1_of_flags(state, noisy[run], digits.train.labels) > 0.9
 

@@ -247,7 +247,7 @@ def toy(n, seed):
       TextTransformer(2, 64, length=12, layers=1),
       functools.partial(token_ids, length=12),
       5e-3,
-      8,
+      16,
       marks=pytest.mark.slow,
     ),
   ],
