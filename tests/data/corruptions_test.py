@@ -227,6 +227,7 @@ def test_noises_have_their_moments(level):
   assert abs((y == 0).all(3).mean() - 0.035**3) < 1e-3
 
 
+@pytest.mark.slow
 def test_counts_of_photons_are_poissons():
   u = ((np.arange(100_000) + 0.5) / 100_000).astype(np.float32)
   for rate in (0.0, 1e-6, 0.01, 0.5, 3, 9.99, 10.01, 30, 120, 500):
@@ -289,7 +290,7 @@ def test_fog_is_a_fractal():
   ('table', 'side', 'whole'),
   [
     ('cifar', 28, 32),
-    ('cifar', 40, 64),
+    slow('cifar', 40, 64),
     slow('mnist', 28, 256),
     slow('mnist', 32, 256),
   ],
@@ -408,6 +409,7 @@ def test_dtypes_stay_and_values_outside_are_clipped():
   assert found.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_float64_stays():
   x = images((8, 8, 3), 2).astype(np.float64)
   with jax.enable_x64(True):
@@ -462,6 +464,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_colors_change_in_the_order_drawn():
   x = images((6, 6, 3), 12)
   x[0, 0] = [0.25, 0.25, 0.25]

@@ -81,6 +81,7 @@ def test_risks_by_class_and_by_label_are_those_of_loops():
 BY = ('class', 'label')
 
 
+@pytest.mark.slow
 def test_with_the_shares_of_the_batch_the_sum_is_backward():
   shares = np.bincount(Y, WEIGHTS, C) / WEIGHTS.sum()
   mean = global_mean(losses.backward(Z, Y, Q), WEIGHTS)
@@ -99,6 +100,7 @@ def test_the_risk_is_that_of_true_labels_in_expectation():
   assert (np.asarray(found) >= -1e-5).all()
 
 
+@pytest.mark.slow
 def test_two_classes_are_flipped_labels():
   z, y = Z[:, :2], np.minimum(Y, 1)
   shares = np.float32(np.bincount(y, WEIGHTS, 2) / WEIGHTS.sum())
@@ -111,6 +113,7 @@ def test_two_classes_are_flipped_labels():
   close(losses.decode_complementary(z, q), (z[:, 1] > z[:, 0]) * -1 + 1)
 
 
+@pytest.mark.slow
 def test_several_labels_count_as_examples_of_each():
   sets = np.asarray(noise.complementary_sets(jax.random.key(0), Y, C, 2))
   soft = np.float32(sets / 2)
@@ -232,6 +235,7 @@ def test_bad_arguments_are_named():
     losses.scarce(Z, Y, WEIGHTS, prior=2 * PRIOR)
 
 
+@pytest.mark.slow
 def test_half_precision_double_and_prior_as_a_list():
   assert of_all(Z.astype(jnp.bfloat16)).dtype == np.float32
   close(of_all(Z.tolist(), prior=PRIOR.tolist()), of_all(Z))
@@ -317,6 +321,7 @@ def test_what_the_house_has_already():
     close(slope, found['nl'][1], 1e-4, atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_forward_with_an_offset():
   noisy = softmax(Z) @ np.float64(Q)
   of = lambda z: losses.forward(z, Y, Q, offset=0.01)
