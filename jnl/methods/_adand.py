@@ -205,9 +205,7 @@ def _step(
   old = state.params, state.stats, state.opt
   new, done = guarded_step(tx, gradient, old, state.stats, allowed)
   done &= stays_finite(new, old)
-  new = select(done, new, old)
-  second = select(decides, second, rings.detector)
-  extra = select(done, Rings(first, second), rings)
+  extra = Rings(first, select(decides, second, rings.detector))
   score = jnp.where(decides, own, seen.scores)
   like = lambda scalar: jnp.full_like(score, scalar)
   aux = {
@@ -221,9 +219,9 @@ def _step(
     'loss': values,
     'skipped': like(jnp.where(done, 0, 1)),
   }
-  taken = jnp.where(done, state.step + 1, state.step)
+  after = select(done, State(state.step + 1, *new, extra), state)
   frozen = Outputs(*(jnp.asarray(batch[k]) for k in ('logits', 'features')))
-  return State(taken, *new, extra), frozen._replace(aux=aux)
+  return after, frozen._replace(aux=aux)
 
 
 def _read_detector(params: Params) -> dict[str, Array]:

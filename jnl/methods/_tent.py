@@ -188,7 +188,7 @@ def read_stream(batch: Batch, *names: str) -> Batch:
 
 def own_copy(tree: PyTree) -> PyTree:
   """Arrays that nobody else holds: a step may donate its state."""
-  return jax.tree.map(lambda a: jnp.array(a, copy=True), tree)
+  return jax.tree.map(jnp.copy, tree)
 
 
 def seen_by(

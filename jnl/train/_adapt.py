@@ -27,7 +27,7 @@ from jnl.base import (
 from jnl.inputs import check_int
 from jnl.train import _traced as traced
 from jnl.train._fit import Checkpoint, _check_checkpoint, _progress
-from jnl.train._parallel import How, data_mesh, parallel, place
+from jnl.train._parallel import How, dividing_mesh, parallel, place
 from jnl.train._plan import Arrays, check_scaled
 from jnl.train.report import plain
 
@@ -161,11 +161,12 @@ class _Stream(NamedTuple):
 
   def batch(self, i: int) -> dict[str, Any]:
     """The i-th batch, numpy arrays, with `weight` and `index`."""
-    rows = slice(i * self.size, min((i + 1) * self.size, self.n))
+    first, last = i * self.size, min((i + 1) * self.size, self.n)
+    rows = slice(first, last)
     return {
       **jax.tree.map(lambda a: np.asarray(a[rows]), dict(self.data)),
       'weight': self.weight[rows],
-      'index': np.arange(self.n, dtype=np.int32)[rows],
+      'index': np.arange(first, last, dtype=np.int32),
     }
 
   def key(self, i: int) -> Key:
@@ -222,15 +223,15 @@ def _mesh_for(size: int, devices: Sequence[jax.Device] | None) -> Mesh:
   """Of the devices the most that divide a batch."""
   given = list(jax.devices() if devices is None else devices)
   check(len(given) >= 1, 'devices must have at least one device')
-  used = max(d for d in range(1, len(given) + 1) if size % d == 0)
-  if used < len(given):
+  mesh = dividing_mesh(size, given)
+  if mesh.size < len(given):
     warnings.warn(
-      f'{used} of {len(given)} devices are used, as batch_size = {size} is not '
-      f'a multiple of {len(given)}; or give devices= to use the others '
+      f'{mesh.size} of {len(given)} devices are used, as batch_size = {size} '
+      f'is not a multiple of {len(given)}; or give devices= to use the others '
       'elsewhere',
       stacklevel=3,
     )
-  return data_mesh(given[:used])
+  return mesh
 
 
 def _shapes_of(state: State) -> tuple[Any, tuple[Any, ...]]:
@@ -388,7 +389,6 @@ def _saving(
   # Without the devices that it lies on: those may be others on resuming.
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
   jaxpr = jax.make_jaxpr(adapter.step)(shapes, stream.batch(0), stream.key(0))
-  tracer = f'jax {jax.__version__}, {jax.default_backend()}'
   about = {
     'adapter': label,
     'config': plain(dict(checkpoint.config)),
@@ -407,7 +407,7 @@ def _saving(
       about,
       resume=checkpoint.resume,
       keep=checkpoint.keep,
-      step={tracer: traced.fingerprint(jaxpr)},
+      step={traced.tracer(): traced.fingerprint(jaxpr)},
       same_step=checkpoint.same_step,
     ) as opened,
     checkpoints.noticing_sigterm() as stopping,

@@ -427,14 +427,15 @@ def _saving(run: _Run) -> Iterator[tuple[Callable, Callable, Callable]]:
     return
   from jnl.train import _checkpoint as checkpoints  # Orbax is slow to import
 
-  tracer = f'jax {jax.__version__}, {jax.default_backend()}'
   with (
     checkpoints.open_checkpoints(
       checkpoint.folder,
       _about(run, checkpoint, checkpoints.checksum),
       resume=checkpoint.resume,
       keep=checkpoint.keep,
-      step={tracer: traced.fingerprint(plan.traced, *_traced_refit(plan))},
+      step={
+        traced.tracer(): traced.fingerprint(plan.traced, *_traced_refit(plan))
+      },
       same_step=checkpoint.same_step,
     ) as opened,
     checkpoints.noticing_sigterm() as stopping,

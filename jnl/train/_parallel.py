@@ -69,6 +69,20 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   )
 
 
+def dividing_mesh(size: int, devices: Sequence[jax.Device]) -> Mesh:
+  """The mesh over the first of the devices, the most that divide a size.
+
+  Args:
+    size: of a batch, or a number of shards.
+    devices: at least one.
+
+  Returns:
+    The mesh, as of `data_mesh`; its `size` is how many are used.
+  """
+  used = max(d for d in range(1, len(devices) + 1) if size % d == 0)
+  return data_mesh(devices[:used])
+
+
 def auto(mesh: Mesh) -> Mesh:
   """The same mesh with automatic axes, on which all of jnl is written.
 

@@ -51,7 +51,12 @@ from jnl.train._evaluate import (
   put_batch,
   reduce_rows,
 )
-from jnl.train._parallel import How, data_mesh, parallel, shardings
+from jnl.train._parallel import (
+  How,
+  dividing_mesh,
+  parallel,
+  shardings,
+)
 from jnl.train._plan import Plan, history_name, seen_by_step
 
 Tables = Mapping[str, Mapping[str, Table]]
@@ -373,8 +378,7 @@ def _one(
   plan: Plan, how: How, devices: Sequence[jax.Device], loop: Loop
 ) -> Program:
   shards = math.gcd(*(source.shards for source in plan.sources.values()))
-  used = max(d for d in range(1, len(devices) + 1) if shards % d == 0)
-  mesh = data_mesh(devices[:used])
+  mesh = dividing_mesh(shards, devices)
   abstract = jax.eval_shape(plan.method.init, jax.random.key(0))
   # Metrics and their number are replicated, whatever they are.
   carry: Any = Carry(abstract, means={}, steps=jnp.int32(0))
@@ -399,9 +403,9 @@ def _one(
     rows=split,
     held_out=functools.partial(put_batch, mesh=mesh),
     known=functools.partial(jax.device_put, device=whole),
-    multiple=used,
+    multiple=mesh.size,
   )
-  return _program(plan, compiled, own_step, where, loop, used)
+  return _program(plan, compiled, own_step, where, loop, mesh.size)
 
 
 def compile_many(

@@ -59,6 +59,11 @@ def convolves(jaxpr: Jaxpr) -> bool:
   )
 
 
+def tracer() -> str:
+  """What traces here, as text: fingerprints of another one say nothing."""
+  return f'jax {jax.__version__}, {jax.default_backend()}'
+
+
 def fingerprint(*jaxprs: Jaxpr) -> str:
   """A short name of what is computed: of the equations and their constants.
 
